@@ -1,0 +1,5 @@
+"""``python -m colossus.cli``."""
+
+from colossus.cli.main import main
+
+main()

@@ -1,0 +1,33 @@
+"""``colossus train``: a job file, or a Python file that holds one, to a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from colossus.cli.common import json_option, kill_option, runs_option, set_option
+
+
+@click.command("train")
+@click.argument("job_file", metavar="JOB", type=click.Path(path_type=Path))
+@click.option("--on", "engine", default="local", show_default=True, help="Where to run: local.")
+@click.option("--workers", type=int, help="Worker processes; default: one per core or accelerator that the job can use.")
+@set_option
+@kill_option
+@runs_option
+@json_option
+def command(job_file: Path, engine: str, workers: int | None, assignments: tuple[str, ...], kills: Any, runs: Path, as_json: bool) -> None:
+    """Train the network that JOB describes (a .toml file, or a .py file with JOB and program), through failures, to the end.
+
+    Ctrl-C saves a checkpoint and stops; a second Ctrl-C stops at once. Go on with: colossus resume RUN
+    """
+    from colossus.cli.launch import check_engine, load_any_job, prepare, supervise
+    from colossus.cli.show import finish
+
+    check_engine(engine)
+    job = load_any_job(job_file, assignments, workers)
+    run = prepare(job, runs)
+    status = supervise(run, kills=kills)
+    finish(run, status, as_json=as_json)

@@ -1,0 +1,1 @@
+"""Where processes run: the supervisor, local processes, the coordination service, this machine."""

@@ -1,0 +1,65 @@
+"""What a run's time went to: one name for productive time, and one for each way of losing it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Cause(StrEnum):
+    """Where a moment of wall time went; the order is the order of a run's life."""
+
+    PRODUCTIVE = "productive"
+    INIT_DATA = "init_data"
+    INIT_START = "init_start"
+    INIT_STATE = "init_state"
+    INIT_COMPILE = "init_compile"
+    DATA_WAIT = "data_wait"
+    CHECKPOINT = "checkpoint"
+    EVALUATION = "evaluation"
+    BAD_STEPS = "bad_steps"
+    LOST_WORK = "lost_work"
+    DETECT = "detect"
+    RESTART = "restart"
+    RESTORE = "restore"
+    RECOMPILE = "recompile"
+    OTHER = "other"
+
+
+CAUSES: tuple[Cause, ...] = tuple(Cause)
+BADPUT: tuple[Cause, ...] = CAUSES[1:]
+
+LABELS: dict[Cause, str] = {
+    Cause.PRODUCTIVE: "productive steps",
+    Cause.INIT_DATA: "preparing data",
+    Cause.INIT_START: "starting workers",
+    Cause.INIT_STATE: "making the state",
+    Cause.INIT_COMPILE: "compiling",
+    Cause.DATA_WAIT: "waiting for data",
+    Cause.CHECKPOINT: "checkpoints",
+    Cause.EVALUATION: "evaluation",
+    Cause.BAD_STEPS: "bad steps",
+    Cause.LOST_WORK: "lost work",
+    Cause.DETECT: "detecting faults",
+    Cause.RESTART: "restarting",
+    Cause.RESTORE: "restoring",
+    Cause.RECOMPILE: "compiling again",
+    Cause.OTHER: "other",
+}
+
+MEANINGS: dict[Cause, str] = {
+    Cause.PRODUCTIVE: "steps that count, each once, without their waits",
+    Cause.INIT_DATA: "reading, tokenising and packing the corpus before the first step",
+    Cause.INIT_START: "launch, imports and joining before the first step",
+    Cause.INIT_STATE: "drawing the first weights and optimizer state",
+    Cause.INIT_COMPILE: "compiling before the first step",
+    Cause.DATA_WAIT: "steps that stood still for their batch",
+    Cause.CHECKPOINT: "steps that stood still for a checkpoint, and the last save",
+    Cause.EVALUATION: "validation loss",
+    Cause.BAD_STEPS: "steps whose update the guard skipped",
+    Cause.LOST_WORK: "steps done twice, and steps that a fault cut short",
+    Cause.DETECT: "from a fault to its detection",
+    Cause.RESTART: "from detection to a gang that has joined",
+    Cause.RESTORE: "reading the state back",
+    Cause.RECOMPILE: "compiling in a gang formed anew",
+    Cause.OTHER: "between steps: logging, shutdown, and what nothing names",
+}

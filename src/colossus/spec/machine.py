@@ -1,0 +1,71 @@
+"""What a job runs on: chip < node < machine, every figure with how it was obtained."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from colossus.spec.base import Spec
+from colossus.spec.units import Bytes
+
+
+class How(StrEnum):
+    """How a number was obtained."""
+
+    MEASURED = "measured"
+    SIMULATED = "simulated"
+    ESTIMATED = "estimated"
+    DATASHEET = "datasheet"
+
+
+class Figure(Spec):
+    """A number about the world with its provenance; the unit is the suffix of the field that holds it."""
+
+    value: float
+    how: How
+    source: str
+    date: str | None = None
+
+
+class Chip(Spec):
+    """One accelerator package as sold, or a processor. Peaks are dense, per dtype; bandwidth is one direction."""
+
+    name: str
+    kind: Literal["cpu", "gpu", "tpu"]
+    memory_bytes: Figure | None = None
+    memory_bandwidth_bytes_per_s: Figure | None = None
+    peak_flop_per_s: dict[str, Figure] = Field(default_factory=dict)
+    power_w: Figure | None = None
+
+
+class Node(Spec):
+    """One operating system: its processors, its memory and the chips it drives."""
+
+    chip: Chip
+    num_chips: Annotated[int, Field(ge=1)]
+    num_cores: Annotated[int, Field(ge=1)]
+    memory_bytes: Bytes
+
+
+class Machine(Spec):
+    """Equal nodes on one network. On a machine without accelerators each core counts as one device."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    name: str
+    node: Node
+    num_nodes: Annotated[int, Field(ge=1)] = 1
+
+    @property
+    def num_devices(self) -> int:
+        per_node = self.node.num_cores if self.node.chip.kind == "cpu" else self.node.num_chips
+        return self.num_nodes * per_node
+
+    @property
+    def memory_bytes_per_device(self) -> float:
+        """What one device may use: its share of the node's memory on a CPU, its own memory else."""
+        chip = self.node.chip
+        if chip.kind == "cpu" or chip.memory_bytes is None:
+            return self.node.memory_bytes * self.num_nodes / self.num_devices
+        return chip.memory_bytes.value

@@ -1,0 +1,166 @@
+"""A run is a folder; this names its parts and tells a run from a foreign folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from colossus.spec.base import Spec, read_toml
+from colossus.spec.errors import RunError
+from colossus.spec.job import TrainJob
+from colossus.spec.machine import Machine
+from colossus.spec.model import ModelCard
+from colossus.spec.plan import Plan
+
+MARKER = {"schema": 1, "kind": "colossus-run"}
+
+
+class Inputs(Spec):
+    """What a decoder's run reads: the prepared corpus, and the folder of pretrained weights it began with."""
+
+    corpus: Path
+    weights: Path | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one run's folder."""
+
+    folder: Path
+
+    @property
+    def marker(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def job(self) -> Path:
+        return self.folder / "job.toml"
+
+    @property
+    def machine(self) -> Path:
+        return self.folder / "machine.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / "plan.json"
+
+    @property
+    def events(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def report_json(self) -> Path:
+        return self.folder / "report.json"
+
+    @property
+    def report_html(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    @property
+    def card(self) -> Path:
+        return self.folder / "model.json"
+
+    @property
+    def inputs(self) -> Path:
+        return self.folder / "inputs.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+    def load_card(self) -> ModelCard:
+        return ModelCard.from_data(json.loads(self.card.read_text()), origin=str(self.card))
+
+    def load_inputs(self) -> Inputs:
+        return Inputs.from_data(json.loads(self.inputs.read_text()), origin=str(self.inputs))
+
+    def load_job(self) -> TrainJob:
+        return TrainJob.from_data(read_toml(self.job), origin=str(self.job))
+
+    def load_plan(self) -> Plan:
+        return Plan.from_data(json.loads(self.plan.read_text()), origin=str(self.plan))
+
+    def load_machine(self) -> Machine:
+        return Machine.from_data(json.loads(self.machine.read_text()), origin=str(self.machine))
+
+
+def create_run(root: Path, job: TrainJob) -> Run:
+    """Makes ``root/<name>-<n>`` with the next free number; two callers never get the same folder."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            folder = root / f"{job.name}-{number}"
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                number += 1
+        run = Run(folder)
+        write_atomic(run.job, job.to_toml())
+        write_atomic(run.marker, json.dumps(MARKER) + "\n")
+    except OSError as error:
+        raise RunError(f"cannot make a run folder under {root}: {error}", hint="give another place with --runs DIR") from None
+    return run
+
+
+def open_run(folder: Path) -> Run:
+    """The run at ``folder`` (``last``: the newest under runs/); raises RunError when it is none of ours or cannot be read."""
+    run = Run(_newest(Path("runs")) if str(folder) == "last" and not folder.exists() else folder)
+    folder = run.folder
+    try:
+        marker = json.loads(run.marker.read_text())
+    except FileNotFoundError:
+        what = "is not a run of Colossus (no run.json)" if folder.is_dir() else "does not exist"
+        raise RunError(f"{folder} {what}", hint=_nearby(folder)) from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} cannot be read as a run: {error}", hint=_nearby(folder)) from None
+    if not isinstance(marker, dict) or marker.get("kind") != MARKER["kind"]:
+        raise RunError(f"{folder} holds a run.json of some other program", hint=_nearby(folder))
+    if marker.get("schema") != MARKER["schema"]:
+        raise RunError(f"{folder} was written with schema {marker.get('schema')}; this version reads schema 1")
+    return run
+
+
+def _newest(runs: Path) -> Path:
+    """The run that began last."""
+    found = [marker.parent for marker in runs.glob("*/run.json")]
+    if not found:
+        raise RunError(f"there is no run under {runs.absolute()}", hint="start one with: colossus train JOB.toml")
+    return max(found, key=lambda folder: (folder / "run.json").stat().st_mtime)
+
+
+def _nearby(folder: Path) -> str | None:
+    parent = folder.parent if folder.parent.is_dir() else Path("runs")
+    runs = sorted(path.parent for path in parent.glob("*/run.json"))
+    return "runs here: " + ", ".join(str(path) for path in runs[-8:]) if runs else "start one with: colossus train JOB.toml"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes the whole file or nothing: a reader never sees a half, a full disk harms no older version."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

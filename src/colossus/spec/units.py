@@ -1,0 +1,67 @@
+"""Quantities as text at the edge, SI base units inside.
+
+A TOML file may say ``"16 GiB"`` or ``"10 min"``; the program only ever holds 17179869184 bytes or 600.0 seconds.
+GB = 1e9 and GiB = 2**30, always.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_PREFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+_BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
+_TIMES = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_NUMBER = re.compile(r"^\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)\s*(\S.*?)?\s*$")
+
+
+def _scales(base: str) -> dict[str, float]:
+    if base == "s":
+        return _TIMES
+    scales = {prefix + base: scale for prefix, scale in _PREFIXES.items()}
+    if base.startswith("B"):
+        scales |= {prefix + base: scale for prefix, scale in _BINARY.items()}
+    return scales
+
+
+def parse_quantity(text: str, base: str) -> float:
+    """``parse_quantity("16 GiB", "B") == 2**34``; ``base`` is one of B, B/s, s, FLOP/s, W. Raises ValueError."""
+    match = _NUMBER.match(text)
+    scales = _scales(base)
+    if match is None or match.group(2) not in scales:
+        raise ValueError(f"not a quantity in {base}; write a number and one of {', '.join(scales)}")
+    return float(match.group(1).replace("_", "")) * scales[match.group(2)]
+
+
+def format_quantity(value: float, base: str, *, binary: bool = False) -> str:
+    """A short text for people: ``format_quantity(1.6e11, "FLOP/s") == "160 GFLOP/s"``."""
+    if base == "s":
+        return format_duration(value)
+    steps = [("", 1.0), *((_BINARY if binary else {k: v for k, v in _PREFIXES.items() if k not in ("", "K")}).items())]
+    prefix, scale = next(((p, s) for p, s in reversed(steps) if abs(value) >= s), steps[0])
+    return f"{value / scale:.3g} {prefix}{base}"
+
+
+def format_duration(seconds: float) -> str:
+    """``format_duration(3725) == "1 h 2 min"``; three significant digits below a minute."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
+    first = next(i for i, (count, _) in enumerate(parts) if count)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count)
+
+
+def _from_text(base: str, kind: type) -> BeforeValidator:
+    def convert(value: Any) -> Any:
+        return kind(parse_quantity(value, base)) if isinstance(value, str) else value
+
+    return BeforeValidator(convert)
+
+
+Seconds = Annotated[float, _from_text("s", float)]
+Bytes = Annotated[int, _from_text("B", int)]

@@ -1,0 +1,1 @@
+"""Real training: data, step, loop, checkpoints, and the worker process that holds them together."""
