@@ -78,7 +78,7 @@ def compiled_bytes(card, layout, optimizer_kind):
     from colossus.train.program import Program
     from colossus.train.session import abstract_state, compile_step
 
-    compute = Compute(remat=layout.remat, attention=plain_attention, unroll=False)
+    compute = Compute(remat=layout.remat, attention=plain_attention)
     program = Program(
         init=partial(decoder.init_params, card), loss=partial(token_loss, card=card, compute=compute), dataset=None, axes=sharding.param_axes(card)
     )

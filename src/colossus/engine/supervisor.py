@@ -31,6 +31,8 @@ from colossus.spec.run import Run
 _TICK_S = 0.05
 _GENTLE_STOP_S = 600.0
 _STANDBY_PAUSE_S = 5.0
+# How long the others are watched when a fault comes back, to tell a bad place from a program that fails in all.
+_SETTLE_S = 10.0
 # We find hangs by our own, shorter heartbeat; JAX's would end the survivors with SIGABRT. Service and members must have
 # the same: a member beats twice in its own timeout, and a service with a shorter one holds it for dead before that.
 _NATIVE_HEARTBEAT_S = 300.0
@@ -139,6 +141,14 @@ class Supervisor:
         living = {rank: worker for rank, worker in running.items() if rank not in self._ended}
         return faults.among_living(living, self._task.recovery, waited_s=waited_s)
 
+    def _settled(self, fault: recovery.Fault) -> recovery.Fault:
+        """The fault once the other ranks failed too or showed that they only miss their peers."""
+        deadline_s = time.monotonic() + _SETTLE_S
+        others = [worker for rank, worker in self._gang.items() if rank not in fault.ranks]
+        while time.monotonic() < deadline_s and self._stop_level < 2 and any(worker.process.poll() is None and not worker.waiting for worker in others):
+            self._wait()
+        return self._find_fault() or fault
+
     # Recovering
 
     def _recover(self, fault: recovery.Fault) -> None:
@@ -146,6 +156,8 @@ class Supervisor:
         at_s = self._fault_time(fault, now)
         self._num_faults += 1
         progress = self._outage is None or self._furthest_step > self._outage.from_step
+        if not progress and fault.cause == "exited":
+            fault = self._settled(fault)
         self._num_without_progress = 0 if progress else self._num_without_progress + 1
         count = self._same_rank[1] + 1 if not progress and self._same_rank[0] == fault.ranks else 1
         self._same_rank = (fault.ranks, count)

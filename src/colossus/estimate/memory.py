@@ -90,7 +90,8 @@ def train_memory(
     size = 4 if precision is Precision.FLOAT32 else 2
     sets = 1 if layout.num_microbatches == 1 else 2  # the sum over microbatches, and the one being added
     return MemoryEstimate(
-        weights_bytes=round(_MASTER_BYTES * held + _gathered_bytes(card, layout, size) + _copied_layers_bytes(card, layout, platform)),
+        weights_bytes=round(_MASTER_BYTES * held),
+        copies_bytes=round(_gathered_bytes(card, layout, size) + _copied_layers_bytes(card, layout, platform)),
         gradients_bytes=round(_MASTER_BYTES * held * sets),
         optimizer_bytes=round(sum(_MASTER_BYTES * part.on_device(layout) * num_moments(part, optimizer) for part in parts)),
         activations_bytes=round(_activations_bytes(card, layout, tokens, sequence_tokens, size, platform)),
@@ -130,8 +131,8 @@ def _copied_layers_bytes(card: ModelCard, layout: Layout, platform: str) -> floa
 
     The whole gradients take the same place later in the step (see nn/decoder.py).
     """
-    at_once = layout.fsdp > 1 and layout.tp == 1 and layout.remat is Remat.NONE and card.moe is None
-    if platform != "cpu" or not (at_once or card.num_layers <= MAX_UNROLLED_LAYERS):
+    at_once = layout.fsdp > 1 and layout.tp == 1 and card.moe is None
+    if platform != "cpu" or layout.remat is not Remat.NONE or not (at_once or card.num_layers <= MAX_UNROLLED_LAYERS):
         return 0.0
     return _MASTER_BYTES * sum(part.num for part in parameters(card) if part.name not in ("embed", "lm_head")) / layout.tp
 

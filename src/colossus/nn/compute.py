@@ -28,7 +28,8 @@ GATHERS = ("sharding_constraint",)
 class Compute:
     """Choices that change speed and memory, and the result by rounding only.
 
-    ``unroll``: layers one after the other in the program instead of a loop over them; None unrolls on a CPU up to 12 layers.
+    ``unroll``: layers one after the other in the program instead of a loop over them; None unrolls on a CPU up to 12 layers,
+    but not with remat: it is there where memory is short, and a loop needs no layer's weights twice.
     ``attention``: another implementation (see nn/attention.py); ``chunk_tokens``: of the cross-entropy; None chooses by platform.
     """
 
@@ -45,7 +46,7 @@ class Compute:
     def unrolls(self, num_layers: int) -> bool:
         if self.unroll is not None:
             return self.unroll
-        return num_layers <= MAX_UNROLLED_LAYERS and jax.default_backend() == "cpu"
+        return self.remat is Remat.NONE and num_layers <= MAX_UNROLLED_LAYERS and jax.default_backend() == "cpu"
 
 
 def rematerialized(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:

@@ -11,9 +11,13 @@ from colossus.spec.layout import Layout
 
 
 class MemoryEstimate(Spec):
-    """Bytes on one device, by use (closed form, estimated)."""
+    """Bytes on one device, by use (closed form, estimated).
+
+    ``copies_bytes``: weights once more, as a step uses them: gathered over fsdp, in the compute dtype, cut out of stacks.
+    """
 
     weights_bytes: int
+    copies_bytes: int = 0
     gradients_bytes: int
     optimizer_bytes: int
     activations_bytes: int
@@ -21,7 +25,7 @@ class MemoryEstimate(Spec):
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes + self.logits_bytes
+        return self.weights_bytes + self.copies_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes + self.logits_bytes
 
 
 class Plan(Spec):
