@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -30,10 +29,8 @@ def fake_nvidia_smi(folder: Path, *lines: str) -> None:
     program.chmod(0o755)
 
 
-def test_describing_is_quick_and_whole(no_accelerators):
-    begin = time.monotonic()
+def test_describing_is_whole_and_measures_nothing(no_accelerators):
     found = describe_machine()
-    assert time.monotonic() - begin < 2
     assert found.node.chip.kind == "cpu" and found.node.chip.name and not found.node.chip.peak_flop_per_s
     assert 1 <= found.node.num_cores <= len(os.sched_getaffinity(0))
     assert 0 < found.node.memory_bytes <= psutil.virtual_memory().total

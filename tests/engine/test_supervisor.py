@@ -104,7 +104,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     process, folder = start("train", JOB, "--set", "options.pause_s=5", runs=tmp_path), tmp_path / "linear-1"
     wait_for(lambda: events(folder, "attempt_started"), process, "the gang")
     workers = children(process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGHUP)  # a closed terminal asks as Ctrl-C does
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
     finish(process, code=None)

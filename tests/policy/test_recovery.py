@@ -65,6 +65,10 @@ def test_no_restart_allowed():
     assert decision.action is Action.GIVE_UP and "recovery.max_restarts" in decision.reason
 
 
+def test_progress_is_worth_any_number_of_restarts():
+    assert decide(replace(BROKEN, num_recoveries=10_000), SPEC).action is Action.REFORM
+
+
 @given(
     max_restarts=st.integers(0, 30),
     patience=st.integers(1, 5),

@@ -45,8 +45,12 @@ def among_living(gang: dict[int, Worker], spec: RecoverySpec, *, waited_s: float
 
 
 def _is_silent(worker: Worker, spec: RecoverySpec, now: float) -> bool:
-    limit = spec.heartbeat_timeout_s if worker.ready else spec.startup_timeout_s
-    return now - worker.last_beat_s > limit
+    """Before its program is compiled a worker runs the user's code, which may hold Python's lock for long: patience, unless it is stopped."""
+    silence_s = now - worker.last_beat_s
+    if silence_s <= spec.heartbeat_timeout_s:
+        return False
+    patient = not worker.ready or worker.phase == "joined"
+    return not patient or silence_s > spec.startup_timeout_s or worker.is_stopped()
 
 
 def _is_stalled(worker: Worker, spec: RecoverySpec, now: float) -> bool:

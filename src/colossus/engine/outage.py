@@ -23,6 +23,7 @@ class Outage:
         self.num_compilations += message.get("compilations", 0)
         if phase == "restored":
             self.to_step = message["step"]
+            self.from_step = max(self.from_step, self.to_step)  # a resumed run that had not stepped yet lost nothing
 
     def payload(self, now_s: float) -> dict[str, Any]:
         """The ``recovered`` event, at the end of the first step of the new gang.

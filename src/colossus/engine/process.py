@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
+
+from colossus.engine.machine import usable_cores
+
 # XLA's CPU runtime allocates a step's temporaries anew each time. In huge pages that the process keeps, instead of small
 # ones that the kernel clears for every step, a step of a 14 M Llama takes 6 % less time (LAB.md). Only glibc reads this.
 CPU_MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
@@ -68,6 +72,13 @@ class Worker:
         self.process.wait()
         self.line.close()
 
+    def is_stopped(self) -> bool:
+        """Whether the system holds it (SIGSTOP, a debugger), so that it cannot even beat."""
+        try:
+            return psutil.Process(self.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        except psutil.Error:
+            return False
+
     def last_words(self, num_lines: int = 12) -> str:
         """The end of its log, without the noise that XLA writes on the way down."""
         try:
@@ -116,8 +127,8 @@ class LocalEngine:
 
     def cores(self, rank: int, num_workers: int) -> list[int]:
         """The cores of one rank: an equal share each, so that no two workers' threads fight for one core."""
-        if not hasattr(os, "sched_getaffinity"):
+        if not hasattr(os, "sched_setaffinity"):
             return []
-        available = sorted(os.sched_getaffinity(0))
+        available = usable_cores()
         share = len(available) // num_workers
         return available[rank * share : (rank + 1) * share] if share else []

@@ -315,6 +315,8 @@ class Supervisor:
             return
         payload = {key: message[key] for key in ("phase", "duration_s", "compilations", "step", "source") if key in message}
         self._tell("worker_phase", scope={"rank": worker.rank}, **payload)
+        if message["phase"] == "restored" and self._outage is None:
+            self._furthest_step = message["step"]
         if self._outage is not None:
             self._outage.reached(message["phase"], now, message)
 
@@ -380,7 +382,7 @@ class Supervisor:
         def stop(signum: int, frame: Any) -> None:
             self._stop_level += 1
 
-        kept = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        kept = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
             yield
         finally:

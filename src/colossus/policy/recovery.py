@@ -71,10 +71,10 @@ class Decision:
 
 
 def decide(state: RecoveryState, spec: RecoverySpec) -> Decision:
-    """The next rung. Any sequence of faults ends in GIVE_UP after at most ``spec.max_restarts`` recoveries."""
+    """The next rung. It ends: after ``spec.max_restarts`` recoveries where set, after ``max_restarts_without_progress`` in a row always."""
     if state.fault.permanent:
         return _give_up(state, "no restart can mend it", "mend what it names, then: colossus resume RUN")
-    if state.num_recoveries >= spec.max_restarts:
+    if spec.max_restarts is not None and state.num_recoveries >= spec.max_restarts:
         return _give_up(
             state, f"{state.num_recoveries} recoveries reached recovery.max_restarts", "see logs/ in the run's folder; colossus resume RUN starts a fresh count"
         )

@@ -102,9 +102,9 @@ class CheckpointSpec(Spec):
 
 
 class RecoverySpec(Spec):
-    """What the supervisor may do when workers die or hang."""
+    """What the supervisor may do when workers die or hang. ``max_restarts`` None: as often as it takes, while each brings progress."""
 
-    max_restarts: Annotated[int, Field(ge=0)] = 100
+    max_restarts: Annotated[int, Field(ge=0)] | None = None
     max_restarts_without_progress: Count = 3
     allow_fewer_workers: bool = True
     num_standbys: Annotated[int, Field(ge=0)] = 1
