@@ -41,21 +41,65 @@ class Chip(Spec):
 
 
 class Node(Spec):
-    """One operating system: its processors, its memory and the chips it drives."""
+    """One operating system: its processors, its memory and the chips it drives. ``power_w``: all of it at full load."""
 
     chip: Chip
     num_chips: Annotated[int, Field(ge=1)]
     num_cores: Annotated[int, Field(ge=1)]
     memory_bytes: Bytes
+    power_w: Figure | None = None
+
+
+class ScaleUp(Spec):
+    """The fabric inside a domain (NVLink, ICI). Bandwidth is one direction, per chip, over all its links.
+
+    ``torus_dims``: chips along each dim of a torus (TPU); None is a switch, where every chip reaches every other at full rate.
+    """
+
+    num_chips: Annotated[int, Field(ge=1)]
+    bandwidth_bytes_per_s_per_chip: Figure
+    latency_s: Figure
+    torus_dims: tuple[int, ...] | None = None
+
+
+class ScaleOut(Spec):
+    """The network between domains. Full bisection inside a pod of ``pod_chips``; above it ``oversubscription`` to 1."""
+
+    bandwidth_bytes_per_s_per_chip: Figure
+    latency_s: Figure
+    num_tiers: Annotated[int, Field(ge=1)] = 2
+    pod_chips: Annotated[int, Field(ge=1)] | None = None
+    oversubscription: Annotated[float, Field(ge=1)] = 1.0
+
+
+class Site(Spec):
+    """Building and contracts: what a chip costs to buy or to rent, what a joule costs and emits, facility over IT power."""
+
+    pue: Figure | None = None
+    network_w_per_chip: Figure | None = None
+    purchase_usd_per_chip: Figure | None = None
+    rent_usd_per_s_per_chip: Figure | None = None
+    energy_usd_per_j: Figure | None = None
+    carbon_kg_co2e_per_j: Figure | None = None
 
 
 class Machine(Spec):
-    """Equal nodes on one network. On a machine without accelerators each core counts as one device."""
+    """Equal nodes on one network. On a machine without accelerators each core counts as one device.
+
+    ``scale_up`` None: nodes are their own domains, of unknown speed. ``scale_out`` None: there is one domain only.
+    """
 
     schema_version: Literal[1] = Field(1, alias="schema")
     name: str
     node: Node
     num_nodes: Annotated[int, Field(ge=1)] = 1
+    scale_up: ScaleUp | None = None
+    scale_out: ScaleOut | None = None
+    site: Site | None = None
+
+    @property
+    def num_chips(self) -> int:
+        return self.num_nodes * self.node.num_chips
 
     @property
     def num_devices(self) -> int:

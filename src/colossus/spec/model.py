@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from colossus.spec.base import Spec
+from colossus.spec.errors import Problem
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -21,12 +23,31 @@ class RopeScaling(Spec):
     original_max_tokens: Count
 
 
+class MlaCard(Spec):
+    """DeepSeek-V2's latent attention (arXiv 2405.04434, 2.1): queries, and keys with values, through narrow latents.
+
+    A head's query and key are ``head_dim`` wide without position and ``rope_head_dim`` with it; its value ``value_head_dim``.
+    ``query_rank`` None: queries are projected at once.
+    """
+
+    kv_rank: Count
+    query_rank: Count | None = None
+    rope_head_dim: Count
+    value_head_dim: Count
+
+
 class MoeCard(Spec):
-    """A mixture of experts in place of the dense feed-forward: top-k routing, no token dropped."""
+    """A mixture of experts in place of the dense feed-forward: top-k routing, no token dropped.
+
+    ``shared_dim``: width of the experts that every token passes, all together. ``num_dense_layers``: how many of the first
+    layers keep the dense feed-forward, of width ``ffn_dim``.
+    """
 
     num_experts: Count
     num_experts_per_token: Count
     expert_dim: Count
+    shared_dim: Annotated[int, Field(ge=0)] = 0
+    num_dense_layers: Annotated[int, Field(ge=0)] = 0
     normalize_top_k: bool = True
     load_balance_weight: Annotated[float, Field(ge=0)] = 0.01
     z_loss_weight: Annotated[float, Field(ge=0)] = 0.001
@@ -38,11 +59,20 @@ class MoeCard(Spec):
         return self
 
 
+class Activation(StrEnum):
+    """The feed-forward's: SwiGLU has three matrices, GELU and squared ReLU two."""
+
+    SWIGLU = "swiglu"
+    GELU = "gelu"
+    SQUARED_RELU = "squared_relu"
+
+
 class ModelCard(Spec):
     """Shape of one decoder-only transformer.
 
     ``num_heads`` query heads share ``num_kv_heads`` key/value heads (GQA). ``qk_norm`` is Qwen3's RMSNorm on each head's
-    query and key. ``sliding_window_tokens`` is Mistral's: a token sees itself and the window - 1 tokens before it.
+    query and key. ``sliding_window_tokens`` is Mistral's: a token sees itself and the window - 1 tokens before it; in
+    ``num_window_layers`` layers (None: in all). What is planned but not trained yet: see ``untrainable``.
     """
 
     vocab_size: Count
@@ -59,6 +89,9 @@ class ModelCard(Spec):
     tie_embeddings: bool = False
     qk_norm: bool = False
     sliding_window_tokens: Count | None = None
+    num_window_layers: Count | None = None
+    activation: Activation = Activation.SWIGLU
+    mla: MlaCard | None = None
     moe: MoeCard | None = None
 
     @model_validator(mode="after")
@@ -67,4 +100,21 @@ class ModelCard(Spec):
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} must be even, since RoPE turns pairs")
+        if self.num_window_layers is not None and (self.sliding_window_tokens is None or self.num_window_layers > self.num_layers):
+            raise ValueError(f"num_window_layers {self.num_window_layers} needs sliding_window_tokens and at most num_layers {self.num_layers}")
+        if self.moe is not None and self.moe.num_dense_layers >= self.num_layers:
+            raise ValueError(f"moe.num_dense_layers {self.moe.num_dense_layers} must be below num_layers {self.num_layers}")
         return self
+
+
+def untrainable(card: ModelCard) -> list[Problem]:
+    """Parts of a card that are planned but that ``nn`` does not compute."""
+    moe = card.moe
+    parts = {
+        "model.mla": card.mla is not None,
+        "model.activation": card.activation is not Activation.SWIGLU,
+        "model.num_window_layers": card.num_window_layers not in (None, card.num_layers),
+        "model.moe.shared_dim": moe is not None and moe.shared_dim > 0,
+        "model.moe.num_dense_layers": moe is not None and moe.num_dense_layers > 0,
+    }
+    return [Problem(path=path, value="set", rule="can be planned and simulated, not trained by Colossus yet") for path, there in parts.items() if there]
