@@ -51,6 +51,7 @@ PURE = {
     *("dp", "fsdp", "tp", "seed", "schema_version", "coordinator_port", "value", "keep_last", "max_restarts", "max_restarts_without_progress"),
     *("vocab_size", "model_dim", "head_dim", "ffn_dim", "expert_dim", "rope_theta", "norm_epsilon", "factor"),
     *("low_frequency_factor", "high_frequency_factor", "load_balance_weight", "z_loss_weight"),
+    *("kv_rank", "query_rank", "rope_head_dim", "value_head_dim", "shared_dim"),
     *("learning_rate", "weight_decay", "beta1", "beta2", "epsilon", "clip_norm", "spike_sigma"),
 }
 

@@ -146,6 +146,8 @@ def test_rope_of_transformers_5_reads_the_same(llama: Path) -> None:
     ("changes", "said"),
     [
         ({"model_type": "lama"}, "model_type = 'lama': .*did you mean 'llama'"),
+        ({"model_type": "deepseek_v3"}, "model_type = 'deepseek_v3': .*supported: llama, mistral, mixtral, qwen3, qwen3_moe"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types = .*all layers must be"),
         ({"attention_bias": True}, "attention_bias = true: must be false"),
         ({"mlp_bias": True, "hidden_act": "gelu"}, "2 problems"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = .*must be null"),

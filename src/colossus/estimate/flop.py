@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from colossus.estimate.parameters import key_value_projection, num_feed_forward_matrices, num_moe_layers, query_projection
 from colossus.spec.layout import Remat
 from colossus.spec.model import ModelCard
 
@@ -47,20 +48,21 @@ def train_flop(
 ) -> TrainFlop:
     """FLOP of one step, forward and backward.
 
-    ``attended_keys``: keys that a query is multiplied with, on average. None counts only the pairs that the mask lets
-    through, (T + 1) / 2 when causal; ``sequence_tokens`` gives the convention of PaLM (Chowdhery et al. 2022, appendix B);
-    what an implementation really computes lies between. ``tp`` above the number of key/value heads copies their projections.
+    ``attended_keys``: keys that a query is multiplied with in a layer, on average. None counts only the pairs that the mask
+    lets through: (T + 1) / 2 when causal, fewer in layers with a window. ``sequence_tokens`` gives the convention of PaLM
+    (Chowdhery et al. 2022, appendix B); what an implementation really computes lies between. ``tp`` above the number of
+    key/value heads copies their projections.
     """
     num_tokens = num_sequences * sequence_tokens
-    keys = mean_causal_keys(sequence_tokens, card.sliding_window_tokens) if attended_keys is None else attended_keys
-    forward = _forward_flop_per_token(card, keys, max(1, tp // card.num_kv_heads))
+    keys = _mean_keys(card, sequence_tokens) if attended_keys is None else attended_keys
+    forward = _attention_flop_per_token(card, keys, max(1, tp // card.num_kv_heads)) | _feed_forward_flop_per_token(card)
     return TrainFlop(
         projections_flop=3 * num_tokens * (forward["qkv"] + forward["output"]),
         attention_flop=3 * num_tokens * (forward["scores"] + forward["values"]),
-        feed_forward_flop=3 * num_tokens * (forward["up"] + forward["down"]),
+        feed_forward_flop=3 * num_tokens * (forward["up"] + forward["down"] + forward["expert_down"]),
         router_flop=3 * num_tokens * forward["router"],
         head_flop=3 * num_tokens * 2 * card.model_dim * card.vocab_size,
-        recompute_flop=num_tokens * sum(forward[part] for part in _recomputed(card, remat)),
+        recompute_flop=num_tokens * sum(forward[part] for part in _recomputed(remat)),
     )
 
 
@@ -70,23 +72,45 @@ def mean_causal_keys(sequence_tokens: int, window: int | None = None) -> float:
     return seen - seen * (seen - 1) / (2 * sequence_tokens)
 
 
-def _forward_flop_per_token(card: ModelCard, keys: float, kv_copies: int) -> dict[str, float]:
-    """Forward FLOP per token of all layers, by GEMM."""
-    layers, d, k = card.num_layers, card.model_dim, card.head_dim
-    experts = 1 if card.moe is None else card.moe.num_experts_per_token
-    width = card.ffn_dim if card.moe is None else card.moe.expert_dim
+def _mean_keys(card: ModelCard, sequence_tokens: int) -> float:
+    """Keys that a token sees in a layer, on average over the layers with the window and those without."""
+    windowed = mean_causal_keys(sequence_tokens, card.sliding_window_tokens)
+    if card.num_window_layers is None:
+        return windowed
+    share = card.num_window_layers / card.num_layers
+    return share * windowed + (1 - share) * mean_causal_keys(sequence_tokens)
+
+
+def _attention_flop_per_token(card: ModelCard, keys: float, kv_copies: int) -> dict[str, float]:
+    """Forward FLOP per token of all layers' attention, by GEMM; latent attention as it is trained, keys and values spread out."""
+    layers, d, k, mla = card.num_layers, card.model_dim, card.head_dim, card.mla
+    if mla is None:
+        qkv, query_dim, value_dim = d * k * (card.num_heads + 2 * card.num_kv_heads * kv_copies), k, k
+    else:
+        qkv, query_dim, value_dim = query_projection(card, mla) + key_value_projection(card, mla), k + mla.rope_head_dim, mla.value_head_dim
     return {
-        "qkv": layers * 2 * d * k * (card.num_heads + 2 * card.num_kv_heads * kv_copies),
-        "output": layers * 2 * d * k * card.num_heads,
-        "scores": layers * 2 * card.num_heads * k * keys,
-        "values": layers * 2 * card.num_heads * k * keys,
-        "up": layers * 2 * d * width * experts * 2,
-        "down": layers * 2 * d * width * experts,
-        "router": 0 if card.moe is None else layers * 2 * d * card.moe.num_experts,
+        "qkv": layers * 2 * qkv,
+        "output": layers * 2 * d * value_dim * card.num_heads,
+        "scores": layers * 2 * card.num_heads * query_dim * keys,
+        "values": layers * 2 * card.num_heads * value_dim * keys,
     }
 
 
-def _recomputed(card: ModelCard, remat: Remat) -> tuple[str, ...]:
+def _feed_forward_flop_per_token(card: ModelCard) -> dict[str, float]:
+    """Forward FLOP per token of all layers' feed-forwards, by GEMM: dense and shared experts together, routed experts' way down apart."""
+    sparse, moe = num_moe_layers(card), card.moe
+    one = 2 * card.model_dim
+    dense = (card.num_layers - sparse) * card.ffn_dim + (0 if moe is None else sparse * moe.shared_dim)
+    routed = 0 if moe is None else sparse * moe.num_experts_per_token * moe.expert_dim
+    return {
+        "up": one * (dense + routed) * (num_feed_forward_matrices(card) - 1),
+        "down": one * dense,
+        "expert_down": one * routed,
+        "router": 0 if moe is None else one * sparse * moe.num_experts,
+    }
+
+
+def _recomputed(remat: Remat) -> tuple[str, ...]:
     """GEMMs that the backward pass does again, with plain attention.
 
     Selective keeps every GEMM's and the attention's output, but not the scores. Full keeps a layer's input alone; the last
@@ -96,4 +120,4 @@ def _recomputed(card: ModelCard, remat: Remat) -> tuple[str, ...]:
         return ()
     if remat is Remat.SELECTIVE:
         return ("scores", "router")
-    return ("qkv", "output", "scores", "values", "up", "router", *(() if card.moe is None else ("down",)))
+    return ("qkv", "output", "scores", "values", "up", "router", "expert_down")

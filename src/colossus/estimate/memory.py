@@ -1,14 +1,15 @@
 """Bytes on one device while a decoder trains, in closed form, by use.
 
 Sizes per element: master weights, gradients and moments 4 (float32); activations and gathered weights s, 4 or 2 by
-precision. What a mesh axis cuts is divided by its size: see parameters() and the note at each function.
+precision. What a mesh axis cuts is divided by its size: see estimate/parameters.py and the note at each function.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil
 
+from colossus.estimate.parameters import Part, parameters
+from colossus.estimate.parameters import num_parameters as num_parameters
 from colossus.spec.job import OptimizerKind, Precision
 from colossus.spec.layout import Layout, Remat
 from colossus.spec.model import ModelCard
@@ -26,48 +27,6 @@ MAX_UNROLLED_LAYERS = 12
 _SCORE_COPIES = 2.5
 # Blocks of queries that plain attention makes of a sequence, at most, and their least size (nn/attention.py).
 _MAX_BLOCKS, _MIN_BLOCK = 16, 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """Parameters of one kind: how many, which axes cut them, and whether Muon would take them."""
-
-    name: str
-    num: int
-    cut_by_fsdp: bool = True
-    cut_by_tp: bool = True
-    is_matrix: bool = True
-
-    def on_device(self, layout: Layout) -> float:
-        return self.num / (layout.fsdp if self.cut_by_fsdp else 1) / (layout.tp if self.cut_by_tp else 1)
-
-
-def parameters(card: ModelCard, tp: int = 1) -> list[Part]:
-    """Every parameter of the card. fsdp cuts the model dim; tp cuts heads, feed-forward and vocabulary where it divides."""
-    layers, d = card.num_layers, card.model_dim
-    tables = [Part(name="embed", num=card.vocab_size * d, is_matrix=False)]
-    if not card.tie_embeddings:
-        tables.append(Part(name="lm_head", num=card.vocab_size * d, is_matrix=False))
-    norms = [Part(name="norms", num=(2 * layers + 1) * d, cut_by_tp=False, is_matrix=False)]
-    if card.qk_norm:
-        norms.append(Part(name="qk_norms", num=2 * layers * card.head_dim, cut_by_fsdp=False, cut_by_tp=False, is_matrix=False))
-    heads = d * card.head_dim * layers
-    attention = [
-        Part(name="queries and output", num=2 * heads * card.num_heads),
-        Part(name="keys and values", num=2 * heads * card.num_kv_heads, cut_by_tp=card.num_kv_heads % tp == 0),
-    ]
-    return [*tables, *norms, *attention, *_feed_forward(card)]
-
-
-def _feed_forward(card: ModelCard) -> list[Part]:
-    if card.moe is None:
-        return [Part(name="feed-forward", num=3 * card.num_layers * card.model_dim * card.ffn_dim)]
-    one = card.num_layers * card.model_dim * card.moe.num_experts
-    return [Part(name="router", num=one, cut_by_tp=False, is_matrix=False), Part(name="experts", num=3 * one * card.moe.expert_dim)]
-
-
-def num_parameters(card: ModelCard) -> int:
-    return sum(part.num for part in parameters(card))
 
 
 def train_memory(

@@ -30,10 +30,13 @@ class Figure(Spec):
 
 
 class Chip(Spec):
-    """One accelerator package as sold, or a processor. Peaks are dense, per dtype; bandwidth is one direction."""
+    """One accelerator package as sold, or a processor. Peaks are dense, per dtype; bandwidth is one direction.
+
+    ``kind`` accelerator: neither GPU nor TPU (Trainium, Gaudi).
+    """
 
     name: str
-    kind: Literal["cpu", "gpu", "tpu"]
+    kind: Literal["cpu", "gpu", "tpu", "accelerator"]
     memory_bytes: Figure | None = None
     memory_bandwidth_bytes_per_s: Figure | None = None
     peak_flop_per_s: dict[str, Figure] = Field(default_factory=dict)

@@ -14,20 +14,34 @@ from pydantic import BeforeValidator
 _PREFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
 _TIMES = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_J_PER_KWH = 3.6e6
+# Bases whose texts are no prefix and base: what contracts and meters say.
+_NAMED = {
+    "s": _TIMES | {"us": 1e-6, "ns": 1e-9},
+    "USD/s": {"USD/s": 1.0, "USD/h": 1 / 3600},
+    "USD/J": {"USD/J": 1.0, "USD/kWh": 1 / _J_PER_KWH, "USD/MWh": 1e-3 / _J_PER_KWH},
+    "kgCO2e/J": {"kgCO2e/J": 1.0, "kgCO2e/kWh": 1 / _J_PER_KWH, "gCO2e/kWh": 1e-3 / _J_PER_KWH},
+}
 _NUMBER = re.compile(r"^\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)\s*(\S.*?)?\s*$")
 
 
 def _scales(base: str) -> dict[str, float]:
-    if base == "s":
-        return _TIMES
+    if base in _NAMED:
+        return _NAMED[base]
     scales = {prefix + base: scale for prefix, scale in _PREFIXES.items()}
     if base.startswith("B"):
         scales |= {prefix + base: scale for prefix, scale in _BINARY.items()}
+    if base == "B/s":
+        scales |= {f"{prefix}b/s": scale / 8 for prefix, scale in _PREFIXES.items()}
     return scales
 
 
 def parse_quantity(text: str, base: str) -> float:
-    """``parse_quantity("16 GiB", "B") == 2**34``; ``base`` is one of B, B/s, s, FLOP/s, W. Raises ValueError."""
+    """``parse_quantity("16 GiB", "B") == 2**34``. Raises ValueError.
+
+    ``base``: B, B/s (also in bits: ``"400 Gb/s"``), s, FLOP/s, W, USD, USD/s (``"2.99 USD/h"``), USD/J (``"0.08 USD/kWh"``) or
+    kgCO2e/J (``"0.4 kgCO2e/kWh"``).
+    """
     match = _NUMBER.match(text)
     scales = _scales(base)
     if match is None or match.group(2) not in scales:

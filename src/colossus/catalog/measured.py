@@ -1,0 +1,102 @@
+"""What was fitted on measurements, apart from facts: GEMM curves of chips, coefficients of training programs.
+
+Files under ``measured/`` are written by ``benchmarks/fit_kernels.py`` and ``colossus calibrate``; each says on what, when and how well.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+FOLDER = "measured"
+# From the widest to the narrowest; the narrowest that has a value wins.
+SCOPES = ("all", "precision", "chip", "program", "chip_precision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """What a coefficient is before any measurement: a value, the factor it may plausibly be off by, and which scope it belongs to."""
+
+    value: float
+    factor: float
+    scope: str
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A training program as tables name it, in a period. ``chunk_layers``: layers of a pipeline chunk where a table does not say."""
+
+    name: str
+    pattern: str
+    until: str | None = None
+    flash_attention: bool = True
+    chunk_layers: int | None = None
+
+    def matches(self, framework: str, date: str) -> bool:
+        return re.search(self.pattern, framework, re.IGNORECASE) is not None and (self.until is None or date < self.until)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coefficients:
+    """Fitted values by scope and key, over priors."""
+
+    priors: Mapping[str, Prior]
+    values: Mapping[str, Mapping[str, Mapping[str, float]]]  # scope -> key -> coefficient -> value
+    spread: Mapping[str, tuple[float, float]]  # program -> measured over estimated, 5th and 95th percentile
+
+    def get(self, name: str, *, chip: str, precision: str, program: str) -> float:
+        keys = {"all": "all", "precision": precision, "chip": chip, "program": program, "chip_precision": f"{chip} {precision}"}
+        found = self.priors[name].value
+        for scope in SCOPES:
+            found = self.values.get(scope, {}).get(keys[scope], {}).get(name, found)
+        return found
+
+    def interval(self, program: str) -> tuple[float, float]:
+        """Of measured over estimated time, 5th and 95th percentile; the widest known where the program is unknown."""
+        lows, highs = zip(*self.spread.values(), strict=True)
+        return self.spread.get(program, (min(lows), max(highs)))
+
+
+@cache
+def gemm_curves() -> dict[str, dict[str, float]]:
+    """``"CHIP PRECISION"`` -> flop_per_s, m_half, n_half, k_half, num_shapes, median_error_fraction."""
+    return _read("gemm.toml")["curves"]
+
+
+@cache
+def programs() -> list[Program]:
+    return [Program(**entry) for entry in _read("programs.toml")["programs"]]
+
+
+def program_of(framework: str, date: str) -> Program:
+    """The first entry that a framework's name and a date match; the last entry matches everything."""
+    return next(program for program in programs() if program.matches(framework, date))
+
+
+@cache
+def load_coefficients(path: Path | None = None) -> Coefficients:
+    """The committed coefficients, or a user's own file laid over them."""
+    data = _read("coefficients.toml")
+    if path is not None:
+        own = tomllib.loads(path.read_text(encoding="utf-8"))
+        for scope, entries in own.get("values", {}).items():
+            for key, named in entries.items():
+                data["values"].setdefault(scope, {}).setdefault(key, {}).update(named)
+        data["spread"].update(own.get("spread", {}))
+    return Coefficients(priors=priors(), values=data.get("values", {}), spread={name: (low, high) for name, (low, high) in data["spread"].items()})
+
+
+@cache
+def priors() -> dict[str, Prior]:
+    return {name: Prior(**entry) for name, entry in _read("priors.toml")["priors"].items()}
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads((files("colossus.catalog") / FOLDER / name).read_text(encoding="utf-8"))

@@ -1,0 +1,179 @@
+"""Every layout of a training job on a machine, estimated at once, the best first.
+
+Exhaustive over tp, pp, cp, ep, microbatch, virtual stages, remat and sharding, with rules that no better layout can break:
+axes divide what they cut; tp stays in the scale-up domain; a larger microbatch, more virtual stages and less recompute are
+all tried. What does not fit is counted with its reason. Deterministic: ties go to the layout that comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import product
+
+import numpy as np
+
+from colossus.catalog.measured import Coefficients, Program
+from colossus.estimate.device import device_of, holding_of, is_low_precision, profile_of
+from colossus.estimate.footprint import Footprint, footprint
+from colossus.estimate.profile import Profile
+from colossus.estimate.shape import Cut, Device, Shape
+from colossus.estimate.step import StepParts, step_parts
+from colossus.spec.machine import Machine
+from colossus.spec.model import ModelCard
+
+# Of a chip's memory that a program may fill: the rest is the driver's and the system's.
+_USABLE = 0.97
+_MOST_TP, _MOST_CP, _MOST_MICROBATCH, _MOST_VIRTUAL = 64, 64, 16, 16
+REMATS = ("none", "selective", "full")
+SHARDINGS = ("zero 1", "zero 3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A model trained with ``num_sequences`` of ``sequence_tokens`` a step on ``num_chips`` of a machine by a program."""
+
+    card: ModelCard
+    num_sequences: int
+    sequence_tokens: int
+    machine: Machine
+    chip: str  # its catalog name
+    num_chips: int
+    precision: str
+    program: Program
+    coefficients: Coefficients
+
+    @property
+    def device(self) -> Device:
+        return device_of(self.machine, self.chip, self.precision)
+
+    @property
+    def profile(self) -> Profile:
+        return profile_of(
+            self.coefficients, chip=self.chip, precision=self.precision, program=self.program.name, flash_attention=self.program.flash_attention
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """All layouts that divide the job, as arrays, with what they take; ``fits`` by memory."""
+
+    cut: Cut
+    parts: StepParts
+    memory: Footprint
+    step_s: np.ndarray
+    memory_bytes: np.ndarray
+    fits: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.step_s)
+
+    def order(self) -> np.ndarray:
+        """Indices of the layouts that fit, fastest first."""
+        return np.flatnonzero(self.fits)[np.argsort(self.step_s[self.fits], kind="stable")]
+
+    def at(self, index: int) -> tuple[Cut, StepParts, Footprint]:
+        """One layout's numbers."""
+        return tuple(_pick(table, index) for table in (self.cut, self.parts, self.memory))  # type: ignore[return-value]
+
+
+def _pick(table, index: int):
+    return replace(table, **{field.name: float(np.broadcast_to(getattr(table, field.name), _length(table))[index]) for field in fields(table)})
+
+
+def _length(table) -> tuple[int, ...]:
+    return np.broadcast_shapes(*(np.shape(getattr(table, field.name)) for field in fields(table)))
+
+
+def search(question: Question) -> Candidates:
+    """Estimates every layout of the question."""
+    return estimate(question, cuts(question))
+
+
+def estimate(question: Question, cut: Cut) -> Candidates:
+    shape, device = Shape.of(question.card), question.device
+    holding = holding_of(question.coefficients, chip=question.chip, precision=question.precision, program=question.program.name)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = step_parts(shape, cut, device, question.profile)
+        memory = footprint(shape, cut, holding)
+    step_s = np.broadcast_to(parts.step_s, cut.tp.shape)
+    memory_bytes = np.broadcast_to(memory.total_bytes, cut.tp.shape)
+    return Candidates(cut=cut, parts=parts, memory=memory, step_s=step_s, memory_bytes=memory_bytes, fits=memory_bytes <= _USABLE * device.memory_bytes)
+
+
+def cuts(question: Question) -> Cut:
+    """Every cut that divides model, batch and machine."""
+    axes = np.array(list(_axes(question)), float)
+    if not len(axes):
+        axes = np.empty((0, 6))
+    tp, pp, cp, ep, dp, micro = axes.T
+    inner = list(product(range(len(REMATS)), range(len(SHARDINGS))))
+    many = [np.repeat(column, len(inner)) for column in (tp, pp, cp, ep, dp, micro)]
+    remat, sharding = np.tile(np.array(inner).reshape(-1, 2), (len(axes), 1)).T
+    tp, pp, cp, ep, dp, micro = many
+    whole = Cut(
+        tp=tp, pp=pp, cp=cp, ep=ep, dp=dp,
+        virtual_stages=np.ones_like(tp),
+        microbatch_sequences=micro,
+        num_microbatches=question.num_sequences / dp / micro,
+        sequence_tokens=np.full_like(tp, question.sequence_tokens),
+        recompute=(remat == 2).astype(float),
+        selective=(remat == 1).astype(float),
+        weights_sharded=(sharding == 1).astype(float),
+        optimizer_sharded=(sharding == 0).astype(float),
+        is_low_precision=np.full_like(tp, float(is_low_precision(question.precision))),
+    )  # fmt: skip
+    kept = _take(whole, ~((sharding == 1) & (pp > 1)))  # ZeRO 3 gathers every microbatch anew: never with a pipeline
+    return _with_virtual_stages(kept, question.card.num_layers)
+
+
+def _with_virtual_stages(cut: Cut, num_layers: int) -> Cut:
+    """Each pipelined cut once more for every number of virtual stages that divides its layers (embedding and head may count as two); microbatches must divide by pp."""
+    pieces = [cut]
+    for stages in range(2, _MOST_VIRTUAL + 1):
+        chunks = cut.pp * stages
+        divides = (cut.pp > 1) & ((num_layers % chunks == 0) | ((num_layers + 2) % chunks == 0)) & (cut.num_microbatches % cut.pp == 0)
+        part = _take(cut, divides)
+        pieces.append(replace(part, virtual_stages=np.full_like(part.tp, stages)))
+    return Cut(**{field.name: np.concatenate([getattr(piece, field.name) for piece in pieces]) for field in fields(Cut)})
+
+
+def _take(cut: Cut, where: np.ndarray) -> Cut:
+    return Cut(**{field.name: getattr(cut, field.name)[where] for field in fields(Cut)})
+
+
+def _axes(question: Question) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """(tp, pp, cp, ep, dp, microbatch sequences)."""
+    card, chips = question.card, question.num_chips
+    domain = int(question.device.domain_chips)
+    for tp in _divisors_up_to(card.num_heads, min(_MOST_TP, domain, chips)):
+        for pp in _stages_up_to(card.num_layers, chips // tp):
+            for cp in _powers_up_to(min(_MOST_CP, chips // (tp * pp))):
+                dp, rest = divmod(chips, tp * pp * cp)
+                if rest or question.num_sequences % dp or question.sequence_tokens % (2 * cp * tp):
+                    continue
+                for ep in _expert_axes(card, dp * cp * tp):
+                    for micro in _powers_up_to(min(_MOST_MICROBATCH, question.num_sequences // dp)):
+                        if (question.num_sequences // dp) % micro == 0:
+                            yield tp, pp, cp, ep, dp, micro
+
+
+def _expert_axes(card: ModelCard, ranks: int) -> Iterator[int]:
+    if card.moe is None:
+        yield 1
+        return
+    yield from (ep for ep in _divisors_up_to(card.moe.num_experts, ranks) if ranks % ep == 0)
+
+
+def _divisors_up_to(number: int, most: int) -> list[int]:
+    return [size for size in range(1, min(number, most) + 1) if number % size == 0]
+
+
+def _stages_up_to(num_layers: int, most: int) -> list[int]:
+    """Pipeline stages: divisors of the layers, or of the layers with embedding and head as one each, and powers of two."""
+    sizes = {*_divisors_up_to(num_layers, most), *_divisors_up_to(num_layers + 2, most), *_powers_up_to(min(num_layers, most))}
+    return sorted(size for size in sizes if size <= num_layers)
+
+
+def _powers_up_to(most: int) -> list[int]:
+    return [2**power for power in range(max(0, most).bit_length()) if 2**power <= most]

@@ -1,0 +1,198 @@
+"""Estimates every published run and says how far off it is: by group, by chip, and whether the thresholds hold."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from colossus.catalog.measured import Coefficients
+from colossus.catalog.published import PublishedRun
+from colossus.estimate.footprint import Holding, footprint
+from colossus.plan.calibrate import Tables, estimate_cases
+from colossus.plan.published import Case, case_of
+from colossus.spec.errors import ColossusError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run: measured and estimated, or why it was not run. Seconds and bytes; None where nothing was published."""
+
+    id: str
+    group: str
+    model: str
+    accelerator: str
+    num_chips: float | None
+    program: str | None = None
+    measured_step_s: float | None = None
+    step_s: float | None = None
+    lower_step_s: float | None = None
+    upper_step_s: float | None = None
+    measured_memory_bytes: float | None = None
+    memory_bytes: float | None = None
+    reason: str | None = None
+
+    @property
+    def error_fraction(self) -> float | None:
+        return None if self.step_s is None or self.measured_step_s is None else self.step_s / self.measured_step_s - 1
+
+    @property
+    def memory_error_fraction(self) -> float | None:
+        return None if self.memory_bytes is None or self.measured_memory_bytes is None else self.memory_bytes / self.measured_memory_bytes - 1
+
+    @property
+    def is_inside(self) -> bool | None:
+        """Whether the measured time lies in the stated interval."""
+        if self.lower_step_s is None or self.upper_step_s is None or self.measured_step_s is None:
+            return None
+        return self.lower_step_s <= self.measured_step_s <= self.upper_step_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Errors of a set of rows; fractions."""
+
+    name: str
+    num_rows: int
+    median_error_fraction: float
+    p90_error_fraction: float
+    bias_fraction: float
+    inside_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """All rows, and their summaries: whole, by group, by accelerator, by sweep."""
+
+    rows: list[Row]
+    whole: Summary
+    by_group: list[Summary]
+    by_accelerator: list[Summary]
+    sweeps: dict[str, float]  # rank correlation within one model on one number of chips
+    memory_median_error_fraction: float | None
+    memory_worst_error_fraction: float | None
+
+    @property
+    def left_out(self) -> list[Row]:
+        return [row for row in self.rows if row.reason is not None]
+
+    def problems(self) -> list[str]:
+        """Thresholds that do not hold, in words."""
+        return [f"{name} is {value:.1%}, more than {limit:.0%}" for name, value, limit in self._figures() if value > limit]
+
+    def _figures(self) -> list[tuple[str, float, float]]:
+        groups = [(f"median error of group {summary.name}", summary.median_error_fraction, _GROUP_MEDIAN) for summary in self.by_group]
+        memory = [
+            ("median error of memory", self.memory_median_error_fraction or 0.0, _MEMORY_MEDIAN),
+            ("worst error of memory", self.memory_worst_error_fraction or 0.0, _MEMORY_WORST),
+        ]
+        return [
+            ("median error", self.whole.median_error_fraction, _MEDIAN),
+            ("90th percentile of the error", self.whole.p90_error_fraction, _P90),
+            ("bias", abs(self.whole.bias_fraction), _BIAS),
+            ("share of rows left out", len(self.left_out) / max(1, len(self.rows)), _LEFT_OUT),
+            *groups,
+            *memory,
+        ]
+
+
+# What the validation must not exceed in CI.
+_MEDIAN, _P90, _GROUP_MEDIAN, _BIAS, _LEFT_OUT, _MEMORY_MEDIAN, _MEMORY_WORST = 0.06, 0.16, 0.10, 0.02, 0.03, 0.05, 0.15
+_LEAST_SWEEP = 5
+
+
+def validate(runs: Sequence[PublishedRun], coefficients: Coefficients) -> Validation:
+    """Runs every row that can be run."""
+    cases: list[Case] = []
+    rows: dict[str, Row] = {}
+    for run in runs:
+        try:
+            cases.append(case_of(run))
+        except ColossusError as error:
+            rows[run.id] = Row(**_heading(run), reason=str(error))
+    rows |= {row.id: row for row in estimate_rows(cases, coefficients)}
+    return summarize([rows[run.id] for run in runs])
+
+
+def estimate_rows(cases: Sequence[Case], coefficients: Coefficients) -> list[Row]:
+    if not cases:
+        return []
+    step_s = estimate_cases(cases, coefficients).step_s
+    tables = Tables.of(cases)
+    memory = footprint(tables.shape, tables.cut, Holding.stack([case.holding(coefficients) for case in cases])).total_bytes
+    rows = []
+    for case, seconds, num_bytes in zip(cases, step_s, memory, strict=True):
+        low, high = coefficients.interval(case.program.name)
+        rows.append(
+            Row(
+                **_heading(case.run),
+                program=case.program.name,
+                measured_step_s=case.step_s,
+                step_s=float(seconds),
+                lower_step_s=float(seconds * low),
+                upper_step_s=float(seconds * high),
+                measured_memory_bytes=case.memory_bytes,
+                memory_bytes=float(num_bytes),
+            )
+        )
+    return rows
+
+
+def _heading(run: PublishedRun) -> dict:
+    return {"id": run.id, "group": run.group, "model": run.text("model"), "accelerator": run.text("accelerator"), "num_chips": run.get("n_accel")}
+
+
+def summarize(rows: list[Row]) -> Validation:
+    estimated = [row for row in rows if row.error_fraction is not None]
+    memory = [abs(error) for row in rows if (error := row.memory_error_fraction) is not None]
+    return Validation(
+        rows=rows,
+        whole=_summary("all", estimated),
+        by_group=_grouped(estimated, lambda row: row.group),
+        by_accelerator=_grouped(estimated, lambda row: row.accelerator),
+        sweeps=_sweeps(estimated),
+        memory_median_error_fraction=float(np.median(memory)) if memory else None,
+        memory_worst_error_fraction=max(memory) if memory else None,
+    )
+
+
+def _summary(name: str, rows: list[Row]) -> Summary:
+    errors = np.array([row.error_fraction for row in rows], float)
+    if not len(errors):
+        return Summary(name=name, num_rows=0, median_error_fraction=0.0, p90_error_fraction=0.0, bias_fraction=0.0, inside_fraction=1.0)
+    return Summary(
+        name=name,
+        num_rows=len(rows),
+        median_error_fraction=float(np.median(np.abs(errors))),
+        p90_error_fraction=float(np.percentile(np.abs(errors), 90)),
+        bias_fraction=float(np.median(errors)),
+        inside_fraction=float(np.mean([row.is_inside for row in rows])),
+    )
+
+
+def _grouped(rows: list[Row], key) -> list[Summary]:
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return [_summary(name, members) for name, members in sorted(groups.items())]
+
+
+def _sweeps(rows: list[Row]) -> dict[str, float]:
+    """Spearman's rank correlation of estimated and measured time, for every model on one machine with enough layouts."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[f"{row.group}: {row.model} on {row.num_chips:.0f} {row.accelerator}"].append(row)
+    return {name: _rank_correlation(members) for name, members in sorted(groups.items()) if len(members) >= _LEAST_SWEEP}
+
+
+def _rank_correlation(rows: list[Row]) -> float:
+    ranks = [_ranks(np.array([getattr(row, name) for row in rows], float)) for name in ("step_s", "measured_step_s")]
+    spread = np.std(ranks, axis=1)
+    return float(np.corrcoef(ranks)[0, 1]) if min(spread) > 0 else 1.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks with ties at their mean."""
+    return np.array([(np.sum(values < value) + np.sum(values <= value) - 1) / 2 for value in values])
