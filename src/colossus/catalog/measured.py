@@ -98,5 +98,11 @@ def priors() -> dict[str, Prior]:
     return {name: Prior(**entry) for name, entry in _read("priors.toml")["priors"].items()}
 
 
+@cache
+def training_power_fraction() -> float:
+    """Of a node's power at full load that it draws on average while it trains."""
+    return _read("power.toml")["training_power_fraction"]
+
+
 def _read(name: str) -> dict[str, Any]:
     return tomllib.loads((files("colossus.catalog") / FOLDER / name).read_text(encoding="utf-8"))

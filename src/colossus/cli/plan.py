@@ -1,8 +1,9 @@
-"""``colossus plan``: the layout that a job gets here, said without starting it."""
+"""``colossus plan``: what a job takes on a machine, without starting it: here, or on any machine of the catalog."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,13 +11,39 @@ from colossus.cli.common import json_option, paper, print_json, runs_option, set
 
 
 @click.command("plan")
-@click.argument("job_file", metavar="JOB", type=click.Path(path_type=Path))
-@click.option("--workers", type=int, help="Worker processes.")
+@click.argument("job", metavar="JOB")
+@click.option("--on", "machine", help="A machine of the catalog (colossus machines), or CHIP*COUNT, e.g. h100-sxm*64. Without it: this machine.")
+@click.option("--chips", type=click.IntRange(min=1), help="Use so many chips of the machine.")
+@click.option("--objective", type=click.Choice(["time", "cost", "energy"]), default="time", show_default=True, help="cost and energy choose the number of chips too.")
+@click.option("--precision", help="bfloat16, float8, mxfp8, nvfp4; default bfloat16.")
+@click.option("--program", help="Whose efficiency: a training program that runs were published of (megatron-bridge-26.05, torchtitan, maxtext, ...).")
+@click.option("--sequences", type=click.IntRange(min=1), help="Sequences of a step, where JOB is a model; default about 4 M tokens.")
+@click.option("--sequence-tokens", type=click.IntRange(min=2), help="Tokens of a sequence, where JOB is a model; default 8192 or the model's most.")
+@click.option("--tokens", type=float, help="Tokens to train on; default the job's steps, or 20 for each parameter.")
+@click.option("--top", type=click.IntRange(min=1, max=100), default=3, show_default=True, help="How many layouts to show.")
+@click.option("--why", metavar="AXES", help="What stands against a layout, e.g. tp=8,pp=4,dp=16,zero_stage=1.")
+@click.option("--what-if", "what_if", multiple=True, metavar="FIGURE*FACTOR", help="Plan on a machine with one figure changed, e.g. chip.peak*1.2.")
+@click.option("--tornado", is_flag=True, help="Which hardware figure matters most: each 20 % down and up.")
+@click.option("--scaling", is_flag=True, help="The best layout on halves of the machine too: time, chips and money.")
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Write the plan as one self-contained page with plots.")
+@click.option("--workers", type=int, help="Worker processes, on this machine.")
 @set_option
 @runs_option
 @json_option
-def command(job_file: Path, workers: int | None, assignments: tuple[str, ...], runs: Path, as_json: bool) -> None:
-    """Say which layout JOB gets on this machine, and the memory that each device needs."""
+def command(job: str, machine: str | None, assignments: tuple[str, ...], runs: Path, as_json: bool, workers: int | None, **options: Any) -> None:
+    """Say which layout JOB gets, how long it takes, what it needs, draws and costs.
+
+    JOB: a job file, or a model of the catalog or a Hugging Face config.json when --on names a machine.
+    """
+    if machine is None:
+        _plan_here(Path(job), assignments, workers, runs, as_json=as_json)
+        return
+    from colossus.cli.planning import ask, show
+
+    show(ask(job, machine, assignments, options), options, as_json=as_json)
+
+
+def _plan_here(job_file: Path, assignments: tuple[str, ...], workers: int | None, runs: Path, *, as_json: bool) -> None:
     from colossus.cli.hardware import known_machine
     from colossus.cli.launch import load_any_job, make_plan, resolve_model
     from colossus.cli.show import plan_rows

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -42,10 +43,14 @@ class Question:
     precision: str
     program: Program
     coefficients: Coefficients
+    changes: tuple[Any, ...] = ()  # plan.whatif.Change: figures of the machine that are tried otherwise
 
     @property
     def device(self) -> Device:
-        return device_of(self.machine, self.chip, self.precision)
+        device = device_of(self.machine, self.chip, self.precision)
+        for change in self.changes:
+            device = change.apply(device)
+        return device
 
     @property
     def profile(self) -> Profile:

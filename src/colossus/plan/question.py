@@ -1,0 +1,157 @@
+"""From what a user names to a question: a job file, a model or a config, a machine by name, and sensible defaults said aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from colossus.catalog.chips import load_chip_entry
+from colossus.catalog.hf_config import card_from_config
+from colossus.catalog.machines import load_machine, load_machine_entry
+from colossus.catalog.measured import Program, load_coefficients, programs
+from colossus.catalog.models import load_model, model_names
+from colossus.catalog.nodes import load_node_entry
+from colossus.estimate.parameters import num_parameters
+from colossus.plan.search import Question
+from colossus.spec.errors import CatalogError, Problem, SpecError, nearest
+from colossus.spec.job import Precision, TrainJob, load_job
+from colossus.spec.machine import Machine
+from colossus.spec.model import ModelCard
+
+# Defaults where a model is named instead of a job: the batch of Llama 2 and 3's pretraining, and Hoffmann et al. 2022's
+# tokens for each parameter (arXiv 2203.15556).
+_BATCH_TOKENS, _SEQUENCE_TOKENS, _TOKENS_PER_PARAMETER = 4 * 2**20, 8192, 20
+PRECISIONS = ("bfloat16", "float16", "float8", "mxfp8", "nvfp4", "float32")
+# The peak that a precision runs at.
+_PEAKS = {"mxfp8": "float8", "nvfp4": "float4"}
+# Which program is meant where none is named, by kind of chip: the one with most published runs on it.
+_USUAL = {"gpu": "megatron-bridge-26.05", "tpu": "maxtext", "cpu": "colossus"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A question with what it was called and how many tokens are to be trained."""
+
+    question: Question
+    model: str
+    total_tokens: float
+
+
+def ask(
+    job: str,
+    machine: str,
+    *,
+    assignments: tuple[str, ...] = (),
+    chips: int | None = None,
+    precision: str | None = None,
+    program: str | None = None,
+    sequences: int | None = None,
+    sequence_tokens: int | None = None,
+    tokens: float | None = None,
+) -> Asked:
+    """Reads what the user named; every wrong name is an error with the nearest right one."""
+    name, card, file = _model(job, assignments)
+    length, count, default_tokens = _batch(card, file, sequences, sequence_tokens)
+    entry = load_machine_entry(machine)
+    place = load_machine(machine)
+    chip = load_node_entry(entry.node).chip
+    wanted = precision or ("bfloat16" if file is None or file.precision is Precision.BFLOAT16 or place.node.chip.kind != "cpu" else "float32")
+    question = Question(
+        card=card,
+        num_sequences=count,
+        sequence_tokens=length,
+        machine=place,
+        chip=chip,
+        num_chips=_chips(place, chips),
+        precision=_checked_precision(wanted, chip),
+        program=_program(program, place.node.chip.kind),
+        coefficients=load_coefficients(),
+    )
+    if tokens is not None and not tokens > 0:
+        raise _refuse("--tokens", str(tokens), "must be above zero")
+    return Asked(question=question, model=name, total_tokens=tokens or default_tokens)
+
+
+def question_of(job: TrainJob, machine: Machine | str, *, name: str | None = None) -> Asked:
+    """A question from a job as an object and a machine of the catalog by name (the Python door)."""
+    if not isinstance(machine, str):
+        raise SpecError("plan", [Problem(path="machine", value=machine.name, rule="must be the name of a machine of the catalog")])
+    card = _card_of(job)
+    entry, place = load_machine_entry(machine), load_machine(machine)
+    chip = load_node_entry(entry.node).chip
+    length, count, tokens = _batch(card, job, None, None)
+    question = Question(
+        card=card, num_sequences=count, sequence_tokens=length, machine=place, chip=chip, num_chips=place.num_chips,
+        precision=_checked_precision("bfloat16", chip), program=_program(None, place.node.chip.kind), coefficients=load_coefficients(),
+    )  # fmt: skip
+    return Asked(question=question, model=name or job.name, total_tokens=tokens)
+
+
+def _model(job: str, assignments: tuple[str, ...]) -> tuple[str, ModelCard, TrainJob | None]:
+    path = Path(job)
+    if path.suffix == ".toml":
+        loaded = load_job(path, assignments)
+        return loaded.name, _card_of(loaded), loaded
+    if path.suffix == ".json" or path.is_dir():
+        return path.name, card_from_config(path), None
+    if job in model_names():
+        if assignments:
+            raise _refuse("--set", assignments[0], "changes a job file, and JOB is a model", "use --sequences, --sequence-tokens, --tokens")
+        return job, load_model(job), None
+    hint = nearest(job, model_names()) or "a job file (.toml), a config.json, or a model of: colossus models"
+    raise CatalogError(f"{job!r} is no job file, no config and no model of the catalog", hint=hint)
+
+
+def _card_of(job: TrainJob) -> ModelCard:
+    if isinstance(job.model, ModelCard):
+        return job.model
+    if job.model is None:
+        raise SpecError("plan", [Problem(path="program", value=str(job.program), rule="has no model card: only decoders can be planned for other machines")])
+    return load_model(job.model) if job.model in model_names() else card_from_config(Path(job.model).expanduser())
+
+
+def _batch(card: ModelCard, job: TrainJob | None, sequences: int | None, sequence_tokens: int | None) -> tuple[int, int, float]:
+    """(tokens of a sequence, sequences of a step, tokens to train on)."""
+    if job is not None and job.batch.sequence_tokens is not None:
+        length, count = sequence_tokens or job.batch.sequence_tokens, sequences or job.batch.num_sequences
+        return length, count, float(job.num_steps * count * length)
+    length = sequence_tokens or min(_SEQUENCE_TOKENS, card.max_sequence_tokens)
+    count = sequences or max(1, _BATCH_TOKENS // length)
+    return length, count, float(_TOKENS_PER_PARAMETER * num_parameters(card))
+
+
+def _chips(machine: Machine, wanted: int | None) -> int:
+    if wanted is None:
+        return machine.num_chips
+    per_node = machine.node.num_chips
+    if wanted > machine.num_chips:
+        raise _refuse("--chips", str(wanted), f"{machine.name} has {machine.num_chips}")
+    if wanted > per_node and wanted % per_node:
+        near = wanted // per_node * per_node
+        raise _refuse("--chips", str(wanted), f"must fill nodes of {per_node}", f"--chips {near} or {near + per_node}")
+    return wanted
+
+
+def _checked_precision(precision: str, chip: str) -> str:
+    peaks = load_chip_entry(chip).to_chip().peak_flop_per_s
+    has = [name for name in PRECISIONS if _PEAKS.get(name, name) in peaks]
+    if precision not in PRECISIONS:
+        raise _refuse("--precision", precision, "is not a precision of training", nearest(precision, PRECISIONS) or f"one of {', '.join(has)}")
+    if precision not in has:
+        raise _refuse("--precision", precision, f"{chip} does not compute in it", f"it has {', '.join(has)}")
+    return precision
+
+
+def _program(name: str | None, kind: str) -> Program:
+    known: Sequence[Program] = programs()
+    wanted = name or _USUAL.get(kind, "default")
+    found = next((program for program in known if program.name == wanted), None)
+    if found is None:
+        names = [program.name for program in known]
+        raise _refuse("--program", wanted, "is not a training program that we know", nearest(wanted, names) or ", ".join(names))
+    return found
+
+
+def _refuse(path: str, value: str, rule: str, hint: str | None = None) -> SpecError:
+    return SpecError("plan", [Problem(path=path, value=value, rule=rule, hint=hint)])

@@ -1,0 +1,89 @@
+"""What a plan for a machine of the catalog says: the best layouts with all that they take, every figure estimated."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from colossus.spec.base import Spec
+from colossus.spec.layout import Remat
+
+
+class PlannedLayout(Spec):
+    """Mesh axes outer to inner, how the batch is cut, what is recomputed and what is sharded.
+
+    ``ep`` re-cuts dp x cp x tp for experts. ``zero_stage`` 1 shards the optimizer's state over dp, 3 (fsdp) weights and gradients too.
+    """
+
+    pp: int = 1
+    dp: int = 1
+    cp: int = 1
+    tp: int = 1
+    ep: int = 1
+    num_virtual_stages: int = 1
+    num_microbatch_sequences: int = 1
+    num_microbatches: int = 1
+    remat: Remat = Remat.NONE
+    zero_stage: Literal[1, 3] = 1
+
+    def describe(self) -> str:
+        axes = [f"{name} {size}" for name in ("pp", "dp", "cp", "tp", "ep") if (size := getattr(self, name)) > 1]
+        stages = f", {self.num_virtual_stages} virtual stages" if self.num_virtual_stages > 1 else ""
+        batch = f"{self.num_microbatches} microbatch{'es' if self.num_microbatches > 1 else ''} of {self.num_microbatch_sequences}"
+        return f"{' x '.join(axes) or 'one chip'}{stages}, {batch}, ZeRO {self.zero_stage}, remat {self.remat.value}"
+
+
+class Choice(Spec):
+    """One layout and what it takes. Times are of the mean step; ``lower`` and ``upper`` hold nine measured runs in ten.
+
+    ``parts_s`` add up to ``step_s``, ``memory_parts_bytes`` to ``memory_bytes_per_chip``. Energy and carbon are the site's, cooling included.
+    """
+
+    layout: PlannedLayout
+    step_s: float
+    lower_step_s: float
+    upper_step_s: float
+    parts_s: dict[str, float]
+    memory_bytes_per_chip: float
+    memory_parts_bytes: dict[str, float]
+    model_flop_per_s_per_chip: float
+    mfu_fraction: float
+    throughput_tokens_per_s: float
+    time_to_train_s: float
+    power_w: float | None = None
+    energy_j: float | None = None
+    cost_usd: float | None = None
+    carbon_kg_co2e: float | None = None
+    limited_by: str
+    why_not_first: str | None = None
+
+
+class Answer(Spec):
+    """The question as it was understood, how many layouts there are, and the best of them, best first."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    model: str
+    machine: str
+    num_chips: int
+    precision: str
+    program: str
+    num_sequences: int
+    sequence_tokens: int
+    total_tokens: float
+    objective: Literal["time", "cost", "energy"] = "time"
+    num_parameters: int
+    num_layouts: int
+    num_fitting: int
+    choices: list[Choice]
+    notes: list[str] = Field(default_factory=list)
+
+    @property
+    def best(self) -> Choice:
+        return self.choices[0]
+
+    def _repr_html_(self) -> str:
+        """Draws itself in a notebook."""
+        from colossus.report.plan_page import answer_section
+
+        return answer_section(self)

@@ -1,0 +1,174 @@
+"""The search against brute force written out, its rules, and its answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+import colossus
+from colossus.plan.answer import answer, choice_at, explain, layout_of, scaling
+from colossus.plan.search import cuts, estimate, search
+from colossus.plan.whatif import FIGURES, Change, best_step_s, changed, parse_change, tornado
+from colossus.spec.answer import Answer, PlannedLayout
+from colossus.spec.errors import ColossusError, InfeasibleError, SpecError
+from colossus.spec.plan import Infeasible
+from tests.plan.asking import question
+
+
+def brute_force(asked) -> set[tuple[int, ...]]:
+    """Every (tp, pp, cp, dp, microbatch) that divides, by trying all numbers."""
+    card, chips, found = asked.card, asked.num_chips, set()
+    for tp, pp, cp in product(range(1, chips + 1), repeat=3):
+        if chips % (tp * pp * cp) or card.num_heads % tp or tp > asked.device.domain_chips or cp & (cp - 1):
+            continue
+        even = card.num_layers % pp == 0 or (card.num_layers + 2) % pp == 0 or not pp & (pp - 1)
+        dp = chips // (tp * pp * cp)
+        if not even or pp > card.num_layers or asked.num_sequences % dp or asked.sequence_tokens % (2 * cp * tp):
+            continue
+        per_rank = asked.num_sequences // dp
+        found |= {(tp, pp, cp, dp, micro) for micro in (1, 2, 4, 8, 16) if per_rank % micro == 0}
+    return found
+
+
+@pytest.mark.parametrize(("model", "sequences"), [("llama-3-8b", 64), ("llama-3-70b", 24), ("gpt-3-175b", 32)])
+def test_every_cut_is_tried(model, sequences):
+    asked = question(model, "h100-sxm*16", sequences=sequences, sequence_tokens=2048)
+    cut = cuts(asked)
+    tried = {tuple(map(int, row)) for row in zip(cut.tp, cut.pp, cut.cp, cut.dp, cut.microbatch_sequences, strict=True)}
+    assert tried == brute_force(asked)
+    assert np.all(cut.tp * cut.pp * cut.cp * cut.dp == 16) and np.all(cut.tokens_per_step == sequences * 2048)
+
+
+def test_the_first_is_the_fastest_that_fits_and_the_order_is_fixed():
+    asked = question("llama-3-70b", "h100-sxm*64", sequences=128)
+    candidates = search(asked)
+    order = candidates.order()
+    fitting = candidates.step_s[candidates.fits]
+    assert len(order) == candidates.fits.sum() > 100 and candidates.step_s[order[0]] == fitting.min()
+    assert np.array_equal(order, search(asked).order())
+    assert not candidates.fits[candidates.memory_bytes > asked.device.memory_bytes].any()
+
+
+def test_one_layout_alone_is_estimated_as_among_many():
+    asked = question("mixtral-8x7b", "h100-sxm*32", sequences=64)
+    candidates = search(asked)
+    for index in candidates.order()[:: max(1, len(candidates.order()) // 7)]:
+        from colossus.plan.answer import _cut_of
+
+        alone = estimate(asked, _cut_of(asked, layout_of(candidates.at(int(index))[0])))
+        assert alone.step_s[0] == pytest.approx(candidates.step_s[index]) and alone.memory_bytes[0] == pytest.approx(candidates.memory_bytes[index])
+
+
+def test_an_answer_adds_up_and_round_trips():
+    found = colossus.plan("llama-3-8b", "dgx-h100", sequences=64, tokens=1e9)
+    best = found.best
+    assert sum(best.parts_s.values()) == pytest.approx(best.step_s)
+    assert sum(best.memory_parts_bytes.values()) == pytest.approx(best.memory_bytes_per_chip)
+    assert best.lower_step_s <= best.step_s <= best.upper_step_s and 0 < best.mfu_fraction < 1
+    assert best.throughput_tokens_per_s * best.time_to_train_s == pytest.approx(1e9, rel=1e-6)
+    assert best.energy_j == pytest.approx(best.power_w * best.time_to_train_s)
+    assert all(choice.why_not_first and "slower" in choice.why_not_first for choice in found.choices[1:])
+    assert Answer.from_data(found.to_data(), origin="test") == found
+    assert "<svg" in found._repr_html_()
+
+
+def test_equal_questions_have_byte_equal_answers():
+    once, again = (colossus.plan("llama-3-70b", "h100-sxm*64", sequences=128).to_json() for _ in range(2))
+    assert once == again
+
+
+def test_what_does_not_fit_says_what_would():
+    found = answer(question("llama-3.1-405b", "dgx-h100", sequences=8), name="x", total_tokens=1e9)
+    assert isinstance(found, Infeasible) and "no layout fits 8 chips" in found.reason and "--chips" in (found.fit or "") and "GiB" in found.reason
+    more = int((found.fit or "").split("--chips ")[1].split(";")[0])
+    assert isinstance(answer(question("llama-3.1-405b", f"h100-sxm*{more}", sequences=8 * more), name="x", total_tokens=1e9), Answer)
+
+
+def test_a_batch_that_cannot_be_cut_names_counts_that_can():
+    found = answer(question("llama-3-8b", "h100-sxm*56", sequences=1, sequence_tokens=4096), name="x", total_tokens=1e9)
+    assert isinstance(found, Infeasible) and "--chips" in (found.fit or "")
+
+
+def test_any_layout_is_explained():
+    asked = question("llama-3-70b", "h100-sxm*64", sequences=128)
+    assert "but there are 64 chips" in explain(asked, PlannedLayout(tp=8))
+    assert "does not divide 64 heads" in explain(asked, PlannedLayout(tp=3, dp=21))
+    assert "leaves the scale-up domain" in explain(asked, PlannedLayout(tp=16, dp=4))
+    assert "of a chip's" in explain(asked, PlannedLayout(dp=64))
+    assert "fits" in explain(asked, PlannedLayout(tp=8, pp=4, dp=2, num_virtual_stages=5, num_microbatch_sequences=1))
+
+
+def test_more_chips_are_faster_and_the_whole_machine_is_first():
+    asked = question("llama-3-8b", "h100-sxm*64", sequences=512)
+    choices = scaling(asked, 1e9)
+    times = [choice.step_s for choice in choices]
+    assert len(choices) >= 4 and times == sorted(times)
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_better_figure_is_never_worse(figure):
+    asked = question("llama-3-70b", "h100-sxm*64", sequences=128)
+    better = 0.5 if "latency" in figure else 2.0
+    assert best_step_s(changed(asked, (Change(figure=figure, factor=better),))) <= best_step_s(asked) * (1 + 1e-9)
+
+
+def test_a_tornado_names_every_figure_once_widest_first():
+    asked = question("llama-3-8b", "dgx-h100", sequences=64)
+    swings = tornado(asked)
+    assert {swing.figure for swing in swings} == set(FIGURES)
+    assert swings[0].figure in ("chip.peak", "chip.memory")
+
+
+@pytest.mark.parametrize("text", ["chip.peak", "chip.peek*2", "chip.peak*0", "chip.peak*-1", "chip.peak+1", ""])
+def test_nonsense_what_ifs_are_refused(text):
+    with pytest.raises(SpecError, match="what-if"):
+        parse_change(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "told"),
+    [
+        (("llama-3-8x", "dgx-h100"), {}, "llama-3-8b"),
+        (("llama-3-8b", "dgx-h1000"), {}, "dgx-h100"),
+        (("llama-3-8b", "dgx-h100"), {"precision": "float9"}, "precision"),
+        (("llama-3-8b", "dgx-a100"), {"precision": "float8"}, "does not compute in it"),
+        (("llama-3-8b", "dgx-h100"), {"chips": 9}, "has 8"),
+        (("llama-3-8b", "colossus-100k"), {"chips": 9}, "nodes of 8"),
+        (("llama-3-8b", "dgx-h100"), {"program": "megatron"}, "megatron"),
+        (("llama-3-8b", "dgx-h100"), {"tokens": -1.0}, "above zero"),
+        (("llama-3.1-405b", "dgx-h100"), {}, "no layout fits"),
+    ],
+)
+def test_wrong_questions_are_told_with_the_nearest_right_one(arguments, options, told):
+    with pytest.raises(ColossusError) as raised:
+        colossus.plan(*arguments, **options)
+    assert told in f"{raised.value} {raised.value.hint}"
+
+
+def test_a_job_as_an_object_is_planned_too(tmp_path):
+    from colossus.spec.job import TrainJob
+
+    job = TrainJob.from_data(
+        {
+            "name": "j", "num_steps": 100, "model": "llama-3-8b", "data": {"sources": ["x.txt"]},
+            "batch": {"num_sequences": 64, "sequence_tokens": 4096},
+        },
+        origin="test",
+    )  # fmt: skip
+    found = colossus.plan(job, "dgx-h100")
+    assert found.num_sequences == 64 and found.total_tokens == 100 * 64 * 4096
+    with pytest.raises(InfeasibleError):
+        colossus.plan(job.model_copy(update={"model": "llama-3.1-405b"}), "dgx-h100")
+
+
+def test_layouts_per_second_are_counted_not_timed():
+    """One question is one pass of arrays: no layout is estimated twice."""
+    asked = question("llama-3-8b", "dgx-h100", sequences=64)
+    cut = cuts(asked)
+    rows = {tuple(getattr(cut, name)[index] for name in vars(cut)) for index in range(len(cut.tp))}
+    assert len(rows) == len(cut.tp)
+    assert choice_at(asked, search(asked), 0, 1.0).step_s > 0
+    assert replace(asked, num_chips=4).num_chips == 4
