@@ -76,7 +76,9 @@ def main() -> None:
     }
     TARGET.write_text(tomli_w.dumps(head | {"curves": curves}))
     for name, curve in curves.items():
-        print(f"{name:20} {curve['flop_per_s'] / 1e12:7.0f} TFLOP/s  halves {curve['m_half']:.0f} {curve['n_half']:.0f} {curve['k_half']:.0f}  median error {curve['median_error_fraction']:.1%}")
+        print(
+            f"{name:20} {curve['flop_per_s'] / 1e12:7.0f} TFLOP/s  halves {curve['m_half']:.0f} {curve['n_half']:.0f} {curve['k_half']:.0f}  median error {curve['median_error_fraction']:.1%}"
+        )
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_an_answer_adds_up_and_round_trips():
     assert best.throughput_tokens_per_s * best.time_to_train_s == pytest.approx(1e9, rel=1e-6)
     assert best.energy_j == pytest.approx(best.power_w * best.time_to_train_s)
     assert all(choice.why_not_first and "slower" in choice.why_not_first for choice in found.choices[1:])
-    assert Answer.from_data(found.to_data(), origin="test") == found
+    assert type(found).from_data(found.to_data(), origin="test") == found
     assert "<svg" in found._repr_html_()
 
 

@@ -21,12 +21,16 @@ SCOPES = ("all", "precision", "chip", "program", "chip_precision")
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """What a coefficient is before any measurement: a value, the factor it may plausibly be off by, and which scope it belongs to."""
+    """What a coefficient is before any measurement: a value, the factor it may plausibly be off by, and which scope it belongs to.
+
+    ``most``: what it cannot exceed.
+    """
 
     value: float
     factor: float
     scope: str
     meaning: str
+    most: float = 1e30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +64,8 @@ class Coefficients:
 
     def interval(self, program: str) -> tuple[float, float]:
         """Of measured over estimated time, 5th and 95th percentile; the widest known where the program is unknown."""
-        lows, highs = zip(*self.spread.values(), strict=True)
-        return self.spread.get(program, (min(lows), max(highs)))
+        ends = list(self.spread.values()) or [(1.0, 1.0)]
+        return self.spread.get(program, (min(low for low, _ in ends), max(high for _, high in ends)))
 
 
 @cache

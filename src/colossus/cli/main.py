@@ -25,6 +25,11 @@ VERBS = {
     "compare": "Show two runs side by side.",
     "export": "Write a trained model as a Hugging Face folder.",
     "plan": "Say which layout a job gets here and what memory it needs.",
+    "machines": "List machines and nodes that can be planned for, with sources.",
+    "chips": "List accelerators: memory, bandwidth, peaks, power, with sources.",
+    "models": "List models: parameters, layers, width, context, with sources.",
+    "validate": "Hold estimates against published training runs.",
+    "calibrate": "Fit the estimates' coefficients to measured runs.",
 }
 
 

@@ -14,7 +14,9 @@ from colossus.cli.common import json_option, paper, print_json, runs_option, set
 @click.argument("job", metavar="JOB")
 @click.option("--on", "machine", help="A machine of the catalog (colossus machines), or CHIP*COUNT, e.g. h100-sxm*64. Without it: this machine.")
 @click.option("--chips", type=click.IntRange(min=1), help="Use so many chips of the machine.")
-@click.option("--objective", type=click.Choice(["time", "cost", "energy"]), default="time", show_default=True, help="cost and energy choose the number of chips too.")
+@click.option(
+    "--objective", type=click.Choice(["time", "cost", "energy"]), default="time", show_default=True, help="cost and energy choose the number of chips too."
+)
 @click.option("--precision", help="bfloat16, float8, mxfp8, nvfp4; default bfloat16.")
 @click.option("--program", help="Whose efficiency: a training program that runs were published of (megatron-bridge-26.05, torchtitan, maxtext, ...).")
 @click.option("--sequences", type=click.IntRange(min=1), help="Sequences of a step, where JOB is a model; default about 4 M tokens.")
@@ -40,7 +42,7 @@ def command(job: str, machine: str | None, assignments: tuple[str, ...], runs: P
         return
     from colossus.cli.planning import ask, show
 
-    show(ask(job, machine, assignments, options), options, as_json=as_json)
+    show(ask(job, machine, assignments, runs, options), options, as_json=as_json)
 
 
 def _plan_here(job_file: Path, assignments: tuple[str, ...], workers: int | None, runs: Path, *, as_json: bool) -> None:

@@ -18,8 +18,9 @@ from colossus.spec.units import format_quantity
 _NAMES = ("chips", "precision", "program", "sequences", "sequence_tokens", "tokens")
 
 
-def ask(job: str, machine: str, assignments: tuple[str, ...], options: dict[str, Any]) -> Asked:
-    asked = ask_question(job, machine, assignments=assignments, **{name: options[name] for name in _NAMES})
+def ask(job: str, machine: str, assignments: tuple[str, ...], runs: Path, options: dict[str, Any]) -> Asked:
+    own = runs / ".cache" / "coefficients.toml"  # as colossus calibrate writes it
+    asked = ask_question(job, machine, assignments=assignments, coefficients=own if own.exists() else None, **{name: options[name] for name in _NAMES})
     changes = tuple(parse_change(text) for text in options["what_if"])
     return Asked(question=changed(asked.question, changes), model=asked.model, total_tokens=asked.total_tokens)
 
@@ -74,7 +75,9 @@ def _print_answer(found: Answer) -> None:
     best = found.best
     console = paper()
     tokens = f"{found.num_sequences:,} x {found.sequence_tokens:,} tokens a step"
-    console.print(f"{found.model} ({format_quantity(found.num_parameters, '').strip()} parameters) on {found.num_chips:,} chips of {found.machine}, {found.precision}; {tokens}")
+    console.print(
+        f"{found.model} ({format_quantity(found.num_parameters, '').strip()} parameters) on {found.num_chips:,} chips of {found.machine}, {found.precision}; {tokens}"
+    )
     console.print(f"{found.num_fitting:,} of {found.num_layouts:,} layouts fit\n")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for row in _rows(found, best):
@@ -91,7 +94,10 @@ def _print_answer(found: Answer) -> None:
 def _rows(found: Answer, best: Choice) -> list[tuple[str, str]]:
     rows = [
         ("layout", best.layout.describe()),
-        ("step", f"{format_quantity(best.step_s, 's')}  ({format_quantity(best.lower_step_s, 's')} to {format_quantity(best.upper_step_s, 's')} holds 9 runs in 10)"),
+        (
+            "step",
+            f"{format_quantity(best.step_s, 's')}  ({format_quantity(best.lower_step_s, 's')} to {format_quantity(best.upper_step_s, 's')} holds 9 runs in 10)",
+        ),
         ("throughput", f"{best.throughput_tokens_per_s:,.0f} tokens/s, {best.throughput_tokens_per_s / found.num_chips:,.0f} a chip"),
         ("MFU", f"{best.mfu_fraction:.1%}  {format_quantity(best.model_flop_per_s_per_chip, 'FLOP/s')} a chip"),
         ("memory", f"{format_quantity(best.memory_bytes_per_chip, 'B', binary=True)} a chip"),
@@ -141,6 +147,13 @@ def _print_scaling(scales: list[Choice]) -> None:
         layout = choice.layout
         chips = layout.pp * layout.dp * layout.cp * layout.tp
         rent = "" if choice.cost_usd is None else f"${choice.cost_usd:,.0f}"
-        table.add_row(f"{chips:,}", format_quantity(choice.step_s, "s"), f"{choice.mfu_fraction:.1%}", format_quantity(choice.time_to_train_s, "s"), rent, layout.describe())
+        table.add_row(
+            f"{chips:,}",
+            format_quantity(choice.step_s, "s"),
+            f"{choice.mfu_fraction:.1%}",
+            format_quantity(choice.time_to_train_s, "s"),
+            rent,
+            layout.describe(),
+        )
     paper().print()
     paper().print(table)

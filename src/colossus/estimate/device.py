@@ -65,6 +65,6 @@ def _curve(machine: Machine, chip: str, precision: str) -> tuple[float, float, f
     if found is not None:
         return found["flop_per_s"], found["m_half"], found["n_half"], found["k_half"]
     peaks = machine.node.chip.peak_flop_per_s
-    peak = peaks.get(precision) or peaks.get(_PEAK_OF.get(precision, precision)) or peaks.get("bfloat16") or peaks["float16"]
-    halves = _HALVES["float8" if is_low_precision(precision) and peak is not peaks.get("bfloat16") else "bfloat16"]
+    name = next(name for name in (precision, _PEAK_OF.get(precision), "bfloat16", "float16", *peaks) if name in peaks)
+    peak, halves = peaks[name], _HALVES["float8" if is_low_precision(name) else "bfloat16"]
     return _PEAK_FRACTION * peak.value, *halves

@@ -12,6 +12,7 @@ from colossus.estimate.flop import train_flop
 from colossus.estimate.parameters import num_parameters
 from colossus.estimate.shape import Cut
 from colossus.plan.search import REMATS, Candidates, Question, cuts, estimate, search
+from colossus.report.plan_page import answer_section
 from colossus.spec.answer import Answer, Choice, PlannedLayout
 from colossus.spec.layout import Remat
 from colossus.spec.machine import Figure
@@ -36,7 +37,15 @@ PART_WORDS = {
     "overhead": "overheads of a step",
     "jitter": "waiting for the slowest rank",
 }
-OBJECTIVES = ("time", "cost", "energy")
+
+
+class ShownAnswer(Answer):
+    """An answer that draws itself in a notebook."""
+
+    def _repr_html_(self) -> str:
+        return answer_section(self)
+
+
 _TIMES_OVER = 64
 
 
@@ -51,7 +60,7 @@ def answer(question: Question, *, name: str, total_tokens: float, top: int = 3, 
     choices = [choice_at(question, candidates, int(index), total_tokens) for index in order[:top]]
     first = choices[0]
     told = [first, *(other.model_copy(update={"why_not_first": why_slower(first, other)}) for other in choices[1:])]
-    return Answer(
+    return ShownAnswer(
         model=name,
         machine=question.machine.name,
         num_chips=question.num_chips,

@@ -1,7 +1,7 @@
 """Fits the coefficients of training programs and chips on measured runs.
 
 Least squares of the logarithm of estimated over measured step time, with a robust loss, and every coefficient held to its
-prior by its plausible factor: what the runs do not tell stays where it was. No coefficient belongs to a row or a model.
+prior by its plausible factor: what the runs do not tell stays where it was. No coefficient belongs to a row or a model. What was fitted before is where a new fit begins and what holds it.
 """
 
 from __future__ import annotations
@@ -67,25 +67,25 @@ def fit(cases: Sequence[Case], start: Coefficients) -> Fit:
         fused = values | {"score_passes": values["score_passes"] * unfused}
         return step_parts(tables.shape, tables.cut, tables.device, Profile(**fused)).step_s
 
-    values, estimate_s = _solve(cases, [field.name for field in fields(Profile)], estimated_s, measured_s)
+    values, estimate_s = _solve(cases, start, [field.name for field in fields(Profile)], estimated_s, measured_s)
     error = estimate_s / measured_s - 1
-    merged = _merged(_merged(start.values, values), _fit_memory(cases))
+    merged = _merged(_merged(start.values, values), _fit_memory(cases, start))
     spread = dict(start.spread) | spread_by_program(cases, error)
     return Fit(coefficients=replace(start, values=merged, spread=spread), error_fraction=error)
 
 
-def _fit_memory(cases: Sequence[Case]) -> Values:
+def _fit_memory(cases: Sequence[Case], start: Coefficients) -> Values:
     """What programs hold beyond the formulas, from the runs whose peak is known."""
     known = [case for case in cases if case.memory_bytes is not None]
     if not known:
         return {}
     tables, measured = Tables.of(known), np.array([case.memory_bytes for case in known], float)
     total = lambda values: footprint(tables.shape, tables.cut, Holding(**values)).total_bytes
-    return _solve(known, [field.name for field in fields(Holding)], total, measured)[0]
+    return _solve(known, start, [field.name for field in fields(Holding)], total, measured)[0]
 
 
 def _solve(
-    cases: Sequence[Case], names: Sequence[str], estimate: Callable[[dict[str, np.ndarray]], np.ndarray], measured: np.ndarray
+    cases: Sequence[Case], start: Coefficients, names: Sequence[str], estimate: Callable[[dict[str, np.ndarray]], np.ndarray], measured: np.ndarray
 ) -> tuple[Values, np.ndarray]:
     """Values of the named coefficients that bring ``estimate`` nearest to ``measured``, and what it then gives."""
     from scipy.optimize import least_squares
@@ -93,7 +93,8 @@ def _solve(
     slots = sorted({(name, priors()[name].scope, _key(case, priors()[name].scope)) for name in names for case in cases})
     index = {slot: number for number, slot in enumerate(slots)}
     where = {name: np.array([index[(name, priors()[name].scope, _key(case, priors()[name].scope))] for case in cases]) for name in names}
-    prior = np.log([priors()[name].value for name, _, _ in slots])
+    prior = np.log([start.values.get(scope, {}).get(key, {}).get(name, priors()[name].value) for name, scope, key in slots])
+    most = np.log([priors()[name].most for name, _, _ in slots])
     sigma = np.log([priors()[name].factor for name, _, _ in slots])
 
     def at(logs: np.ndarray) -> np.ndarray:
@@ -102,7 +103,8 @@ def _solve(
     def residuals(logs: np.ndarray) -> np.ndarray:
         return np.concatenate([np.log(at(logs) / measured) / _RESIDUAL, _PRIOR_WEIGHT * (logs - prior) / sigma])
 
-    found = least_squares(residuals, prior, loss="soft_l1", max_nfev=_ROUNDS).x
+    begin = np.minimum(prior, most - 1e-6)
+    found = least_squares(residuals, begin, bounds=(-np.inf, most), loss="soft_l1", max_nfev=_ROUNDS).x
     values: Values = defaultdict(lambda: defaultdict(dict))
     for (name, scope, key), value in zip(slots, np.exp(found), strict=True):
         values[scope][key][name] = float(f"{value:.4g}")

@@ -38,9 +38,7 @@ class Case:
     memory_bytes: float | None
 
     def profile(self, coefficients: Coefficients) -> Profile:
-        return profile_of(
-            coefficients, chip=self.chip, precision=self.precision, program=self.program.name, flash_attention=self.program.flash_attention
-        )
+        return profile_of(coefficients, chip=self.chip, precision=self.precision, program=self.program.name, flash_attention=self.program.flash_attention)
 
     def holding(self, coefficients: Coefficients) -> Holding:
         return holding_of(coefficients, chip=self.chip, precision=self.precision, program=self.program.name)
@@ -48,6 +46,13 @@ class Case:
 
 def case_of(run: PublishedRun) -> Case:
     """Raises DataError with the reason where a row cannot be run."""
+    try:
+        return _case(run)
+    except (ValueError, ArithmeticError) as error:
+        raise DataError(f"row {run.id}: its figures contradict each other: {' '.join(str(error).split())[:300]}") from None
+
+
+def _case(run: PublishedRun) -> Case:
     if run.text("task") not in ("", "pretrain", "sft"):
         raise DataError(f"row {run.id}: a {run.text('task')} run trains few of its weights; estimates are for full training")
     card = card_of(run)
@@ -142,7 +147,9 @@ def cut_of(run: PublishedRun, card: ModelCard, program: Program, precision: str)
         recompute=float(recompute.startswith("full")),
         selective=float(recompute.startswith("selective (")),
         weights_sharded=float(sharded),
-        optimizer_sharded=float(not sharded and (zero.startswith(("distributed", "1", "2")) or (not zero and program.name.startswith(("nemo", "mlperf", "megatron-b"))))),
+        optimizer_sharded=float(
+            not sharded and (zero.startswith(("distributed", "1", "2")) or (not zero and program.name.startswith(("nemo", "mlperf", "megatron-b"))))
+        ),
         is_low_precision=float(is_low_precision(precision)),
     )
 

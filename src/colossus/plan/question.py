@@ -49,8 +49,9 @@ def ask(
     sequences: int | None = None,
     sequence_tokens: int | None = None,
     tokens: float | None = None,
+    coefficients: Path | None = None,
 ) -> Asked:
-    """Reads what the user named; every wrong name is an error with the nearest right one."""
+    """Reads what the user named; every wrong name is an error with the nearest right one. ``coefficients``: a user's own, laid over the catalog's."""
     name, card, file = _model(job, assignments)
     length, count, default_tokens = _batch(card, file, sequences, sequence_tokens)
     entry = load_machine_entry(machine)
@@ -66,7 +67,7 @@ def ask(
         num_chips=_chips(place, chips),
         precision=_checked_precision(wanted, chip),
         program=_program(program, place.node.chip.kind),
-        coefficients=load_coefficients(),
+        coefficients=load_coefficients(coefficients),
     )
     if tokens is not None and not tokens > 0:
         raise _refuse("--tokens", str(tokens), "must be above zero")

@@ -54,9 +54,7 @@ class Question:
 
     @property
     def profile(self) -> Profile:
-        return profile_of(
-            self.coefficients, chip=self.chip, precision=self.precision, program=self.program.name, flash_attention=self.program.flash_attention
-        )
+        return profile_of(self.coefficients, chip=self.chip, precision=self.precision, program=self.program.name, flash_attention=self.program.flash_attention)
 
 
 @dataclass(frozen=True, kw_only=True)

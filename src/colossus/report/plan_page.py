@@ -25,7 +25,9 @@ def page(answer: Answer, *, tornado: Sequence[Swing] = (), scaling: Sequence[Cho
         _section("What it takes", _figures(answer)),
         _section("Where a step goes", waterfall(best) + f'<p class="soft">Limited by {escape(best.limited_by)}.</p>'),
         _section("Memory of a chip", bars(_memory_rows(best), key="memory")),
-        _section("What to buy next", tornado_chart(best.step_s, tornado) + '<p class="soft">Best step time with one figure 20 % lower and 20 % higher.</p>') if tornado else "",
+        _section("What to buy next", tornado_chart(best.step_s, tornado) + '<p class="soft">Best step time with one figure 20 % lower and 20 % higher.</p>')
+        if tornado
+        else "",
         _section("How it scales", _scaling(scaling)) if len(scaling) > 1 else "",
         _section("The best layouts", _layouts(answer)),
         f"<footer>{escape(' '.join(note[0].upper() + note[1:] + '.' for note in answer.notes))} Every figure is estimated in closed form.</footer>",
@@ -63,7 +65,9 @@ def waterfall(choice: Choice) -> str:
     y = len(parts) * _ROW
     rows.append(_row("step", y, scale(0), scale(choice.step_s) - scale(0), format_quantity(choice.step_s, "s"), "bar-b"))
     whiskers = f'<path class="axis" d="M{scale(choice.lower_step_s):.1f} {y + 13}H{min(_WIDTH - 4, scale(choice.upper_step_s)):.1f}"/>'
-    return _picture("".join(rows) + whiskers, y + _ROW, "waterfall", f"Parts of a step: {', '.join(f'{name} {seconds / choice.step_s:.0%}' for name, seconds in parts)}")
+    return _picture(
+        "".join(rows) + whiskers, y + _ROW, "waterfall", f"Parts of a step: {', '.join(f'{name} {seconds / choice.step_s:.0%}' for name, seconds in parts)}"
+    )
 
 
 def bars(rows: Sequence[Bar], *, key: str) -> str:
@@ -84,8 +88,13 @@ def tornado_chart(base_s: float, swings: Sequence[Swing]) -> str:
         y = number * _ROW
         words = " / ".join("does not fit" if value is None else f"{value / base_s - 1:+.1%}" for value in (low, high))
         pieces = [(value, css) for value, css in ((low, "bar-b"), (high, "bar-a")) if value is not None]
-        rects = "".join(f'<rect class="{css}" x="{min(scale(value), scale(base_s)):.1f}" y="{y + 4}" width="{abs(scale(value) - scale(base_s)):.1f}" height="18"/>' for value, css in pieces)
-        rows.append(f'<text class="name" x="0" y="{y + 17}">{escape(figure)}</text>{rects}<text class="num" x="{_WIDTH - 150}" y="{y + 17}">{escape(words)}</text>')
+        rects = "".join(
+            f'<rect class="{css}" x="{min(scale(value), scale(base_s)):.1f}" y="{y + 4}" width="{abs(scale(value) - scale(base_s)):.1f}" height="18"/>'
+            for value, css in pieces
+        )
+        rows.append(
+            f'<text class="name" x="0" y="{y + 17}">{escape(figure)}</text>{rects}<text class="num" x="{_WIDTH - 150}" y="{y + 17}">{escape(words)}</text>'
+        )
     axis = f'<path class="axis" d="M{scale(base_s):.1f} 0V{len(swings) * _ROW}"/>'
     return _picture("".join(rows) + axis, len(swings) * _ROW, "tornado", "; ".join(figure for figure, _, _ in swings))
 
@@ -98,9 +107,7 @@ def _row(name: str, y: float, x: float, width: float, words: str, css: str) -> s
 
 
 def _picture(body: str, height: float, key: str, description: str) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" aria-labelledby="{key}-t"><title id="{key}-t">{escape(description)}</title>{body}</svg>'
-    )
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" aria-labelledby="{key}-t"><title id="{key}-t">{escape(description)}</title>{body}</svg>'
 
 
 def _memory_rows(choice: Choice) -> list[Bar]:
@@ -112,7 +119,10 @@ def _memory_rows(choice: Choice) -> list[Bar]:
 def _figures(answer: Answer) -> str:
     best = answer.best
     rows = [
-        ("step", f"{format_quantity(best.step_s, 's')}, nine runs in ten between {format_quantity(best.lower_step_s, 's')} and {format_quantity(best.upper_step_s, 's')}"),
+        (
+            "step",
+            f"{format_quantity(best.step_s, 's')}, nine runs in ten between {format_quantity(best.lower_step_s, 's')} and {format_quantity(best.upper_step_s, 's')}",
+        ),
         ("tokens/s", f"{best.throughput_tokens_per_s:,.0f}; {best.throughput_tokens_per_s / answer.num_chips:,.0f} a chip"),
         ("MFU", f"{best.mfu_fraction:.1%}, {format_quantity(best.model_flop_per_s_per_chip, 'FLOP/s')} a chip"),
         ("time to train", f"{format_quantity(best.time_to_train_s, 's')}, without failures"),

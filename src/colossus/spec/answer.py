@@ -81,9 +81,3 @@ class Answer(Spec):
     @property
     def best(self) -> Choice:
         return self.choices[0]
-
-    def _repr_html_(self) -> str:
-        """Draws itself in a notebook."""
-        from colossus.report.plan_page import answer_section
-
-        return answer_section(self)

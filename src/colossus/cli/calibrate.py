@@ -1,0 +1,168 @@
+"""``colossus calibrate``: coefficients fitted to measured runs, the user's own included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from colossus.cli.common import json_option, paper, print_json, runs_option, talk
+
+if TYPE_CHECKING:
+    from colossus.catalog.measured import Coefficients
+    from colossus.catalog.published import PublishedRun
+    from colossus.plan.calibrate import Fit
+    from colossus.plan.published import Case
+
+OWN_FILE = Path(".cache") / "coefficients.toml"
+_HEADER = "# Written by `colossus calibrate`: measured again, not edited. Meanings and priors: priors.toml beside the catalog's own.\n"
+_MOST_TOLD = 8
+
+
+@click.command("calibrate")
+@click.option("--rows", "files", type=click.Path(path_type=Path), multiple=True, help="Measured runs, a CSV file with the catalog's columns; may be repeated.")
+@click.option("--catalog", is_flag=True, help="For maintainers: fit to the catalog's tier A, and write the catalog's own coefficients.")
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Where to write; default .cache/coefficients.toml under the runs folder.")
+@runs_option
+@json_option
+def command(files: tuple[Path, ...], catalog: bool, out: Path | None, runs: Path, as_json: bool) -> None:
+    """Fit the coefficients of estimates (how much of its peak a chip reaches, what communication hides) to measured runs.
+
+    What the runs do not tell stays at its prior; no coefficient belongs to a run or a model. Chips and programs that the
+    runs do not name keep the catalog's coefficients. About half a minute for 500 runs.
+    """
+    from colossus.catalog.measured import load_coefficients
+    from colossus.cli.files import write_file
+
+    if not (files or catalog):
+        raise click.UsageError("nothing to fit to: give --rows FILE.csv with measured runs")
+    cases, left_out = _cases(_runs(files, catalog=catalog))
+    known = load_coefficients()
+    talk().print(f"fitting to {len(cases)} runs ({len(left_out)} left out), {_wait_words(len(cases))} ...")
+    found = _fit(cases, _without_values(known) if catalog else known)
+    about = [*(["published/training.csv, tier A"] if catalog else []), *map(str, files)]
+    data = coefficients_data(found, cases, about, kept=None if catalog else known)
+    path = out or (_catalog_file() if catalog else runs / OWN_FILE)
+    import tomli_w
+
+    write_file(path, _HEADER + tomli_w.dumps(data), what="coefficients")
+    _show(path, data, _errors_before(cases, known), left_out, as_json=as_json)
+
+
+def _runs(files: Sequence[Path], *, catalog: bool) -> list[PublishedRun]:
+    """The runs of all files, and of the catalog's tier A where it is fitted; a file with cells that are no numbers is refused."""
+    from colossus.cli.rows import chosen_runs, refuse, unreadable
+
+    runs = chosen_runs(None, "A") if catalog else []
+    for file in files:
+        own = chosen_runs(file, "all")
+        refuse(unreadable(own), origin=str(file))
+        runs += own
+    return runs
+
+
+def _cases(runs: Sequence[PublishedRun]) -> tuple[list[Case], dict[str, str]]:
+    """Runs in our terms, and by id why the others are none; raises DataError where no run is left."""
+    from colossus.plan.published import case_of
+    from colossus.spec.errors import ColossusError, DataError
+
+    cases, left_out = [], {}
+    for run in runs:
+        try:
+            cases.append(case_of(run))
+        except ColossusError as error:
+            left_out[run.id] = str(error)
+    if not cases:
+        told = "\n  ".join(list(left_out.values())[:_MOST_TOLD])
+        raise DataError(f"none of {len(left_out)} runs can be estimated:\n  {told}")
+    return cases, left_out
+
+
+def _wait_words(num_cases: int) -> str:
+    return "half a minute" if num_cases > 100 else "seconds"
+
+
+def _without_values(known: Coefficients) -> Coefficients:
+    """Priors alone, so that nothing outlives the runs it was fitted to."""
+    from dataclasses import replace
+
+    return replace(known, values={}, spread={})
+
+
+def _fit(cases: Sequence[Case], start: Coefficients) -> Fit:
+    from colossus.plan.calibrate import fit
+
+    return fit(cases, start)
+
+
+def coefficients_data(found: Fit, cases: Sequence[Case], about: Sequence[str], *, kept: Coefficients | None) -> dict[str, Any]:
+    """The file's content. ``kept``: coefficients whose values need not be said again."""
+    import numpy as np
+
+    values, spread = found.coefficients.values, found.coefficients.spread
+    residual = np.abs(found.error_fraction)
+    return {
+        "schema": 1,
+        "source": f"colossus calibrate on {len(cases)} runs of {', '.join(about)}",
+        "date": _today(),
+        "num_runs": len(cases),
+        "median_error_fraction": round(float(np.median(residual)), 4),
+        "p90_error_fraction": round(float(np.percentile(residual, 90)), 4),
+        "values": _news(values, kept.values if kept else {}),
+        "spread": {name: list(ends) for name, ends in sorted(spread.items()) if kept is None or kept.spread.get(name) != ends},
+    }
+
+
+Values = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+def _news(values: Values, known: Values) -> dict[str, dict[str, dict[str, float]]]:
+    """Values that differ from the known ones, sorted by scope, key and name."""
+    news: dict[str, dict[str, dict[str, float]]] = {}
+    for scope, entries in sorted(values.items()):
+        for key, named in sorted(entries.items()):
+            before = known.get(scope, {}).get(key, {})
+            changed = {name: value for name, value in sorted(named.items()) if before.get(name) != value}
+            if changed:
+                news.setdefault(scope, {})[key] = changed
+    return news
+
+
+def _errors_before(cases: Sequence[Case], known: Coefficients) -> dict[str, float]:
+    """Errors on the same runs with the coefficients that held until now."""
+    import numpy as np
+
+    from colossus.plan.calibrate import estimate_cases
+
+    measured = np.array([case.step_s for case in cases])
+    errors = np.abs(estimate_cases(cases, known).step_s / measured - 1)
+    return {"median_error_fraction": float(np.median(errors)), "p90_error_fraction": float(np.percentile(errors, 90))}
+
+
+def _today() -> str:
+    from datetime import date
+
+    return date.today().isoformat()
+
+
+def _catalog_file() -> Path:
+    from importlib.resources import files
+
+    return Path(str(files("colossus.catalog"))) / "measured" / "coefficients.toml"
+
+
+def _show(path: Path, data: Mapping[str, Any], before: Mapping[str, float], left_out: Mapping[str, str], *, as_json: bool) -> None:
+    after = {name: data[name] for name in before}
+    if as_json:
+        print_json({"file": str(path), "num_runs": data["num_runs"], "before": dict(before), "after": after, "left_out": dict(left_out)})
+        return
+    percent = lambda errors: f"{errors['median_error_fraction']:.1%} at the median, {errors['p90_error_fraction']:.1%} at the 90th percentile"
+    console = paper()
+    console.print(f"{path}: fitted to {data['num_runs']} runs")
+    console.print(f"  step time off by {percent(after)}; before, by {percent(before)}")
+    for name, reason in list(left_out.items())[:_MOST_TOLD]:
+        console.print(f"  left out: {name}: {reason}")
+    if len(left_out) > _MOST_TOLD:
+        console.print(f"  and {len(left_out) - _MOST_TOLD} more left out")
