@@ -32,7 +32,7 @@ def measure(model: str, saves: int, runs: Path) -> dict[str, Any]:
     )
     command = [sys.executable, "-m", "colossus.cli", "train", str(job), "--runs", str(runs), "--json"]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-    events = read_events(runs / f"{model}-1" / "events.jsonl")
+    events = list(read_events(runs / f"{model}-1" / "events.jsonl"))
     blocked = {event.payload["step"]: event.payload["blocked_s"] for event in events if event.kind == "checkpoint_started" and event.payload["tier"] == "disk"}
     saved = {event.payload["step"]: event.payload for event in events if event.kind == "checkpoint_saved"}
     steps = [event.payload["duration_s"] for event in events if event.kind == "step"]

@@ -141,6 +141,20 @@ def test_a_program_that_is_not_there(complain, tmp_path):
     assert "did you mean 'programme'" in err
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("JOB = 5", "JOB = 5: a Python job needs a dict"),
+        ("", "JOB = (absent): a Python job needs a dict"),
+        ("import sys; sys.exit()", "ends the process"),
+        ("import no_such_helper", "no module 'no_such_helper'"),
+    ],
+)
+def test_a_python_job_that_is_none(complain, tmp_path, text, words):
+    (tmp_path / "odd_job.py").write_text(text)
+    assert words in complain("train", tmp_path / "odd_job.py")
+
+
 @pytest.mark.parametrize("verb", [["report"], ["resume"], ["sample", "a"], ["export", "--to", "x"]], ids=lambda verb: verb[0])
 def test_folders_that_are_no_run(complain, tmp_path, verb):
     for folder, words in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "not a run")):

@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -218,6 +219,32 @@ def test_without_a_compiler_it_says_so_once_and_works(tmp_path, monkeypatch, cap
     assert len(caplog.records) == 1
 
 
+def fake_compiler(path, body, version="1.0"):
+    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo {path.name} {version} && exit\n{body}\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_when_one_compiler_fails_the_next_is_tried(tmp_path, monkeypatch):
+    broken = fake_compiler(tmp_path / "broken", "exit 1")
+    working = fake_compiler(tmp_path / "working", 'for made; do :; done; echo library > "$made"', version="2.0")
+    monkeypatch.setattr(build, "COMPILERS", (broken, working))
+    assert build.build(tmp_path / "cache").read_text() == "library\n"
+
+
+def test_a_failed_build_is_tried_again_only_by_another_compiler(tmp_path, monkeypatch):
+    body = f"echo tried >> {tmp_path}/log; echo no such builtin >&2; exit 1"
+    names = [fake_compiler(tmp_path / name, body) for name in ("g++", "c++")]  # one compiler by two names
+    monkeypatch.setattr(build, "COMPILERS", tuple(names))
+    reasons = {build.build(tmp_path / "cache").reason for _ in range(2)}
+    assert len(reasons) == 1 and "no such builtin" in reasons.pop()
+    assert (tmp_path / "log").read_text() == "tried\n"
+    fake_compiler(tmp_path / "g++", body, version="1.1")
+    monkeypatch.setattr(build, "COMPILERS", tuple(names[:1]))
+    assert "no such builtin" in build.build(tmp_path / "cache").reason
+    assert (tmp_path / "log").read_text() == "tried\ntried\n"
+
+
 @needs_library
 def test_two_processes_that_start_together_build_one_library(tmp_path):
     code = "from colossus.nn.kernels.build import library; print(library()._name)"
@@ -226,3 +253,44 @@ def test_two_processes_that_start_together_build_one_library(tmp_path):
     assert [process.returncode for process in both] == [0, 0], outs
     assert outs[0][0] == outs[1][0]
     assert len(list((tmp_path / "kernels").glob("*.so"))) == 1
+
+
+@pytest.mark.slow
+@needs_library
+@pytest.mark.parametrize(("arch", "instructions"), [("x86-64", "sse2"), ("haswell", "avx2")])
+def test_products_and_gradients_are_right_at_every_width_of_vectors(arch, instructions):
+    """The tests of linear, cross entropy and one attention again, in a process whose kernels are built for another CPU."""
+    about = Path("/proc/cpuinfo")
+    if not about.exists() or instructions not in about.read_text().split():
+        pytest.skip(f"this CPU cannot run {arch}")
+    chosen = "gradients_are_those_of and (linear or cross_entropy or (attention and 300))"
+    process = run_python(f"import pytest; raise SystemExit(pytest.main([{__file__!r}, '-k', {chosen!r}]))", COLOSSUS_KERNELS_ARCH=arch)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and "skipped" not in out, out + err
+
+
+REPEATED = """
+import functools, jax, jax.numpy as jnp, numpy as np
+from colossus.nn import kernels
+
+normal = lambda *shapes: [np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in shapes]
+cross_entropy = functools.partial(kernels.cross_entropy, targets_n=np.arange(700) % 640, weights_n=np.ones(700, np.float32))
+for name, kernel, args in [
+    ("rms_norm", functools.partial(kernels.rms_norm, epsilon=1e-5), normal((8192, 1024), (1024,))),
+    ("linear", kernels.linear, normal((700, 130), (130, 390))),
+    ("swiglu", kernels.swiglu, normal((512, 512), (512, 512))),
+    ("attention", functools.partial(kernels.attention, scale=0.2), normal((1, 300, 6, 24), (1, 300, 3, 24), (1, 300, 3, 24))),
+    ("cross_entropy", cross_entropy, normal((700, 48), (48, 640))),
+]:
+    both = jax.jit(lambda *args: jax.value_and_grad(lambda *args: jnp.sum(kernel(*args) ** 2), argnums=tuple(range(len(args))))(*args))
+    results = {b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(both(*args))) for _ in range(50)}
+    assert len(results) == 1, f"{name}: {len(results)} results of 50 equal calls"
+"""
+
+
+@pytest.mark.slow
+@needs_library
+def test_four_threads_repeat_every_result_bit_for_bit():
+    process = run_python(REPEATED, NPROC="4", XLA_FLAGS="")  # NPROC: how many threads XLA has
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err

@@ -56,7 +56,7 @@ class Stream:
 
     def gang(self, attempt: int, how: str, *, step: int, source: str, compile_s: float, compilations: int) -> None:
         self.emit("attempt_started", attempt=attempt, num_workers=2, how=how, pids=[100 + 2 * attempt, 101 + 2 * attempt])
-        for phase, duration_s in (("imported", 1.1), ("joined", 0.3), ("compiled", compile_s), ("restored", 0.2)):
+        for phase, duration_s in (("joined", 1.4), ("compiled", compile_s), ("restored", 0.2)):
             for rank in range(2):
                 self.now_s += duration_s / 2
                 extra: dict[str, Any] = {"compilations": compilations} if phase == "compiled" else {}

@@ -12,7 +12,7 @@ from colossus.report import Cause, Report, summarize
 from colossus.report.causes import BADPUT
 from colossus.spec.event import KINDS, Event
 
-PHASES = ("imported", "joined", "restored", "compiled", "stepping")
+PHASES = ("joined", "compiled", "restored", "of another version")
 DURATION = st.floats(0, 5, allow_nan=False)
 
 

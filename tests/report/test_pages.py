@@ -252,6 +252,18 @@ def test_plain_lines_come_every_few_seconds_and_notes_at_once(tmp_path: Path) ->
         assert sum(words in line for line in told) == 1
 
 
+def test_the_follower_says_what_the_slowest_worker_does(tmp_path: Path) -> None:
+    path, told = tmp_path / "events.jsonl", []
+    follower = Follower(path)
+    with path.open("w") as file:
+        for event in Stream(num_steps=1).run():
+            file.write(event.to_line() + "\n")
+            file.flush()
+            told.append((event.payload.get("phase"), follower.poll().phase))
+    after = [phase for done, phase in told if done]  # each phase is done by rank 0, then by rank 1
+    assert after == ["starting workers", "compiling", "compiling", "preparing the state", "preparing the state", "first step"]
+
+
 def test_the_page_of_events_is_fresh() -> None:
     assert renew.EVENTS_PAGE.read_text(encoding="utf-8") == events_markdown(), f"{COMMAND} renews it"
 

@@ -1,13 +1,16 @@
 """The event log: what is torn is skipped, what is whole is read, whoever wrote it and however it ended."""
 
+import ast
 import json
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colossus.spec.event import Event, append_events, read_events
+import colossus
+from colossus.spec.event import KINDS, Event, append_events, read_events
 from colossus.spec.run import create_run, open_run, write_atomic
 from tests.spec.test_job import job
 
@@ -58,6 +61,26 @@ def test_an_event_has_exactly_the_fields_of_its_kind():
         Event(time_s=0, kind="rollback", payload={"from_step": 1})
     with pytest.raises(ValueError, match="unknown"):
         Event(time_s=0, kind="rollback", payload={"from_step": 1, "to_step": 0, "reason": "", "more": 1})
+
+
+def written_fields() -> dict[str, set[str] | None]:
+    """Of each kind that our code tells, the fields that it names; None where some come from a dict."""
+    found: dict[str, set[str] | None] = {}
+    for path in Path(colossus.__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            kinds = [a.value for a in node.args if isinstance(a, ast.Constant) and a.value in KINDS] if isinstance(node, ast.Call) else []
+            if not kinds or not ast.unparse(node.func).endswith("tell"):
+                continue
+            named, before = {word.arg for word in node.keywords}, found.get(kinds[0], set())
+            found[kinds[0]] = None if None in named or before is None else before | named - {"scope"}
+    return found
+
+
+def test_every_documented_kind_and_field_is_written():
+    written = written_fields()
+    assert KINDS.keys() == written.keys()
+    documented = {kind: {name.removesuffix("?") for name in fields} for kind, fields in KINDS.items()}
+    assert {kind: fields for kind, fields in documented.items() if written[kind] is not None} == {k: f for k, f in written.items() if f is not None}
 
 
 def test_runs_get_numbers_of_their_own(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,11 +37,38 @@ def print_json(data: Any) -> None:
     sys.stdout.flush()
 
 
+class _Stderr:
+    """stderr as a console's file. When its other end is gone (a closed terminal, a pipe without reader), talk is lost, not the run."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except BlockingIOError:  # its reader is slow
+            pass
+        except OSError:
+            with contextlib.suppress(OSError):  # what waits in its buffer must not fail at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
 def talk() -> Any:
     """The console for people: stderr."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
+    stderr: Any = _Stderr()
+    return Console(file=stderr, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
 
 
 def paper() -> Any:

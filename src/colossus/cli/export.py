@@ -15,7 +15,7 @@ from colossus.cli.common import json_option, paper, print_json, run_argument
 @click.option("--to", "target", type=click.Path(path_type=Path), required=True, help="Folder to write; must not hold anything yet.")
 @json_option
 def command(folder: Path, target: Path, as_json: bool) -> None:
-    """Write the model of RUN as a Hugging Face folder: config.json, safetensors, tokenizer.json."""
+    """Write the model of RUN as a Hugging Face folder: config.json, safetensors, the tokenizer and what belongs to it."""
     from colossus.spec.errors import RunError
     from colossus.spec.run import open_run
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 
 from colossus.cli.common import talk
-from colossus.spec.errors import ColossusError
+from colossus.spec.errors import ColossusError, RunError
 from colossus.spec.machine import Figure, Machine
 from colossus.spec.run import write_atomic
 from colossus.spec.units import format_quantity
@@ -17,12 +19,12 @@ def known_machine(runs: Path, *, measure: bool = True) -> Machine:
     from colossus.engine.machine import describe_machine
 
     fresh = describe_machine(measure=False)
+    warn_of_idle(fresh)
     kept = _remembered(runs)
     if kept is not None and _same(kept, fresh):
         return kept
     if not measure:
         return fresh
-    talk().print("measuring this machine once, a few seconds ...")
     return describe(runs, measure=True)
 
 
@@ -30,11 +32,23 @@ def describe(runs: Path, *, measure: bool) -> Machine:
     """Describes, and when measured remembers."""
     from colossus.engine.machine import describe_machine
 
-    machine = describe_machine(measure=measure)
-    if measure:
-        _file(runs).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(_file(runs), machine.to_json())
+    if not measure:
+        return describe_machine(measure=False)
+    _check_writable(runs)
+    talk().print("measuring this machine once, a few seconds ...")
+    machine = describe_machine(measure=True)
+    write_atomic(_file(runs), machine.to_json())
     return machine
+
+
+def warn_of_idle(machine: Machine) -> None:
+    """Says it when the CPU is used only because JAX lacks the plugin of an accelerator that is here."""
+    from colossus.engine.machine import unusable_accelerators
+
+    asked_for_cpu = os.environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu"
+    found = None if machine.node.chip.kind != "cpu" or asked_for_cpu else unusable_accelerators()
+    if found is not None:
+        talk().print(f"warning: {found}; until then the CPU is used")
 
 
 def machine_rows(machine: Machine) -> list[tuple[str, str, str]]:
@@ -63,6 +77,16 @@ def _file(runs: Path) -> Path:
     return runs / ".cache" / "machine.json"
 
 
+def _check_writable(runs: Path) -> None:
+    """Raises RunError where the runs folder cannot be written, before anything takes time."""
+    try:
+        _file(runs).parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=_file(runs).parent).close()
+    except OSError as error:
+        hint = "make it a folder that can be written, or give another place with --runs DIR"
+        raise RunError(f"the folder of runs {runs} cannot be written: {error.strerror}", hint=hint) from None
+
+
 def _remembered(runs: Path) -> Machine | None:
     try:
         return Machine.from_data(json.loads(_file(runs).read_text()), origin=str(_file(runs)))
@@ -71,6 +95,6 @@ def _remembered(runs: Path) -> Machine | None:
 
 
 def _same(kept: Machine, fresh: Machine) -> bool:
-    """Whether a remembered measurement is of this machine as it is now."""
-    identity = lambda machine: (machine.name, machine.node.chip.name, machine.node.num_cores, machine.node.num_chips)
+    """Whether a remembered measurement is of this machine as it is now, the limits of its control group included."""
+    identity = lambda machine: (machine.name, machine.node.chip.name, machine.node.num_cores, machine.node.num_chips, machine.node.memory_bytes)
     return identity(kept) == identity(fresh)

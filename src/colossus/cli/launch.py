@@ -25,6 +25,7 @@ from colossus.spec.plan import Infeasible, Plan
 from colossus.spec.run import Inputs, Run, create_run, open_run, write_atomic
 
 ENGINES = ("local",)
+Kills = tuple[tuple[int, int], ...]  # (rank, step) each
 # What a resumed run may not change: it would be another network, or other data.
 _FIXED: tuple[str, ...] = (
     *("schema", "name", "seed", "model", "program", "options", "data", "batch.num_sequences", "batch.sequence_tokens"),
@@ -43,11 +44,9 @@ def load_any_job(path: Path, assignments: tuple[str, ...], workers: int | None) 
         assignments = (*assignments, f"num_workers={workers}")
     if path.suffix != ".py":
         return load_job(path, assignments)
-    from colossus.train.registry import load_file
+    from colossus.train.registry import read_job
 
-    data = dict(getattr(load_file(path), "JOB", {}))
-    if not data:
-        raise SpecError(str(path), [Problem(path="JOB", value="(absent)", rule="a Python job needs a dict JOB = {...} and a function program(...)")])
+    data = read_job(path)
     data.setdefault("program", f"{path.absolute()}:program")
     data.setdefault("name", path.stem)
     for assignment in assignments:
@@ -55,11 +54,12 @@ def load_any_job(path: Path, assignments: tuple[str, ...], workers: int | None) 
     return TrainJob.from_data(data, origin=str(path))
 
 
-def prepare(job: TrainJob, runs: Path) -> Run:
+def prepare(job: TrainJob, runs: Path, *, kills: Kills) -> Run:
     """Checks that the job fits, readies its data, and makes its run folder; nothing is written for a job that cannot run."""
     machine = known_machine(runs)
     card, weights = resolve_model(job)
     plan = make_plan(job, machine, card)
+    _check_kills(kills, plan.num_workers)
     if job.program is not None:
         from colossus.train.registry import find_function
 
@@ -68,7 +68,7 @@ def prepare(job: TrainJob, runs: Path) -> Run:
     run = create_run(runs, job)
     _keep_program(run, job)
     if card is not None and corpus is not None:
-        shutil.copyfile(corpus.tokenizer, run.tokenizer)
+        _keep_tokenizer(run, job, corpus.tokenizer, weights)
         write_atomic(run.card, card.to_json())
         write_atomic(run.inputs, Inputs(corpus=corpus.folder.absolute(), weights=weights).to_json())
     _write_plan(run, machine, plan)
@@ -78,7 +78,7 @@ def prepare(job: TrainJob, runs: Path) -> Run:
     return run
 
 
-def reopen(folder: Path, assignments: tuple[str, ...], workers: int | None) -> Run:
+def reopen(folder: Path, assignments: tuple[str, ...], workers: int | None, *, kills: Kills) -> Run:
     """The run at ``folder`` with its job as changed, planned anew for the workers there are now."""
     run = open_run(folder)
     data = read_toml(run.job)
@@ -92,8 +92,10 @@ def reopen(folder: Path, assignments: tuple[str, ...], workers: int | None) -> R
             )
         set_path(data, assignment)
     job = TrainJob.from_data(data, origin=str(run.job))
+    card = _kept_card(run, job)
     machine = known_machine(run.folder.parent)
-    plan = make_plan(job, machine, run.load_card() if run.card.exists() else None)
+    plan = make_plan(job, machine, card)
+    _check_kills(kills, plan.num_workers)
     with _lock(run):
         write_atomic(run.job, job.to_toml())
         _write_plan(run, machine, plan)
@@ -101,12 +103,11 @@ def reopen(folder: Path, assignments: tuple[str, ...], workers: int | None) -> R
     return run
 
 
-def supervise(run: Run, *, kills: tuple[tuple[int, int], ...]) -> str:
+def supervise(run: Run, *, kills: Kills) -> str:
     """Trains the run to its end; returns "done" or "interrupted". Raises EngineError when it cannot go on."""
     from colossus.cli.watch import Watch
 
     job, plan, machine = run.load_job(), run.load_plan(), run.load_machine()
-    _check_kills(kills, plan.num_workers)
     layouts = {plan.num_workers: plan.layout} | _smaller_layouts(job, machine, plan, run)
     with _lock(run), Watch(run) as watch, _ram_blocks(job, plan.num_workers) as blocks:
         engine = LocalEngine(run.folder, blocks, environment=_environment(machine))
@@ -189,13 +190,26 @@ def _prepare_data(job: TrainJob, card: ModelCard, weights: Path | None, runs: Pa
 
 def _keep_program(run: Run, job: TrainJob) -> None:
     """A program's own file goes into the run folder, so that an edit later does not change what is resumed or sampled."""
-    from colossus.train.registry import split_reference
+    from colossus.train.registry import keep_folder, split_reference
 
-    place, function = split_reference(job.program or "")
+    if job.program is None:
+        return
+    keep_folder(run, job.program)
+    place, function = split_reference(job.program)
     if place.endswith(".py"):
         shutil.copyfile(place, run.folder / "program.py")
         kept = job.model_copy(update={"program": f"{(run.folder / 'program.py').absolute()}:{function}"})
         write_atomic(run.job, kept.to_toml())
+
+
+def _keep_tokenizer(run: Run, job: TrainJob, prepared: Path, weights: Path | None) -> None:
+    """The tokenizer as prepared, and what lay beside the given one (its configuration, a chat template), for sample and export."""
+    from colossus.nn.tokenizer_files import copy_companions
+
+    shutil.copyfile(prepared, run.tokenizer)
+    source = (job.data.tokenizer if job.data is not None else None) or weights
+    if source is not None:
+        copy_companions(Path(source).expanduser(), run.folder)
 
 
 def _write_plan(run: Run, machine: Machine, plan: Plan) -> None:
@@ -206,7 +220,8 @@ def _write_plan(run: Run, machine: Machine, plan: Plan) -> None:
 def _start_payload(job: TrainJob, machine: Machine, plan: Plan) -> dict[str, Any]:
     chip = machine.node.chip
     peak = chip.peak_flop_per_s.get(job.precision.value) or chip.peak_flop_per_s.get("float32")
-    share = plan.layout.num_devices / machine.num_devices
+    used = num_devices_used(machine, plan.num_workers)
+    total = machine.num_devices
     chips = machine.num_nodes * (1 if chip.kind == "cpu" else machine.node.num_chips)
     return {
         "name": job.name,
@@ -216,16 +231,33 @@ def _start_payload(job: TrainJob, machine: Machine, plan: Plan) -> dict[str, Any
         "platform": chip.kind,
         "tokens_per_step": job.tokens_per_step,
         "model_flop_per_token": plan.model_flop_per_token,
-        "peak_flop_per_s": peak.value * chips * share if peak else None,
-        "peak_how": f"{peak.how.value}: {peak.source}" if peak else None,
+        "peak_flop_per_s": peak.value * chips * used / total if peak else None,
+        "peak_how": f"{peak.how.value}: {peak.source}" + (f"; {used} of {total} used" if used < total else "") if peak else None,
     }
+
+
+def num_devices_used(machine: Machine, num_workers: int) -> int:
+    """Devices that the workers compute on, for the peak behind MFU: on a CPU the cores they get, an equal whole share each.
+
+    As the engine gives them out (engine/process.py): one worker has all cores, more workers than cores share all.
+    """
+    total = machine.num_devices
+    each = machine.node.num_chips if machine.node.chip.kind != "cpu" else max(1, total // num_workers)
+    return min(total, num_workers * each)
+
+
+def _kept_card(run: Run, job: TrainJob) -> ModelCard | None:
+    """The network that a run began with; None for a program. Raises SpecError where what it needs is lost."""
+    if job.model is None:
+        return None
+    run.load_inputs()
+    return run.load_card()
 
 
 def _smaller_layouts(job: TrainJob, machine: Machine, plan: Plan, run: Run) -> dict[int, Layout]:
     from colossus.plan import smaller_layouts
 
-    card = run.load_card() if run.card.exists() else None
-    return smaller_layouts(job, machine, plan, card) if job.recovery.allow_fewer_workers else {}
+    return smaller_layouts(job, machine, plan, _kept_card(run, job)) if job.recovery.allow_fewer_workers else {}
 
 
 def _prior_mtbf_s(machine: Machine) -> float:
@@ -234,11 +266,12 @@ def _prior_mtbf_s(machine: Machine) -> float:
     return node_mtbf_s() / machine.num_nodes
 
 
-def _check_kills(kills: tuple[tuple[int, int], ...], num_workers: int) -> None:
-    for rank, step in kills:
-        if rank >= num_workers:
-            problem = Problem(path="--kill", value=f"{rank}@{step}", rule=f"there are ranks 0 to {num_workers - 1}")
-            raise SpecError("--kill", [problem])
+def _check_kills(kills: Kills, num_workers: int) -> None:
+    last = num_workers - 1
+    rule = f"there are ranks 0 to {last}" if last else "there is rank 0 only"
+    problems = [Problem(path="--kill", value=f"{rank}@{step}", rule=rule, hint=f"e.g. --kill {last}@{step}") for rank, step in kills if rank > last]
+    if problems:
+        raise SpecError("--kill", problems)
 
 
 def _environment(machine: Machine) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from colossus.cli.common import json_option, paper, print_json, runs_option, talk
+from colossus.cli.common import json_option, paper, print_json, runs_option
 
 
 @click.command("machine")
@@ -18,11 +18,10 @@ def command(no_measure: bool, runs: Path, as_json: bool) -> None:
 
     The measurement is kept under the runs folder, and training reports its MFU against it.
     """
-    from colossus.cli.hardware import describe, machine_rows
+    from colossus.cli.hardware import describe, machine_rows, warn_of_idle
 
-    if not no_measure:
-        talk().print("measuring this machine, a few seconds ...")
     machine = describe(runs, measure=not no_measure)
+    warn_of_idle(machine)
     if as_json:
         print_json(machine.to_data())
         return

@@ -33,6 +33,10 @@ VERBS = {
 }
 
 
+# What a file system says about a place that a user chose; any other OSError is a mistake of ours.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+
+
 class Verbs(click.Group):
     """Commands that are imported when they are named, so that ``--help`` answers at once."""
 
@@ -96,4 +100,6 @@ def _as_told(error: Exception) -> ColossusError | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "free some room; what was complete is whole: colossus resume and colossus report go on from it"
         return StorageError(f"{error.strerror}: {error.filename or 'the run folder'}", hint=hint)
+    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename is not None:
+        return StorageError(f"{error.filename2 or error.filename}: {error.strerror}", hint="give it the right permissions, or use another place")
     return error if isinstance(error, ColossusError) else None

@@ -26,6 +26,6 @@ def command(folder: Path, engine: str, workers: int | None, assignments: tuple[s
     from colossus.cli.show import finish
 
     check_engine(engine)
-    run = reopen(folder, assignments, workers)
+    run = reopen(folder, assignments, workers, kills=kills)
     status = supervise(run, kills=kills)
     finish(run, status, as_json=as_json)

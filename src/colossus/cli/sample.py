@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -29,15 +30,15 @@ def command(folder: Path, prompt: str, max_new_tokens: int, temperature: float, 
     if not run.card.exists():
         raise RunError(f"{folder} trained a program, not a language model, and cannot be sampled")
     os.environ.setdefault("JAX_PLATFORMS", {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}[run.load_machine().node.chip.kind])
-    from tokenizers import Tokenizer
-
     from colossus.nn.generate import Sampling, stream
+    from colossus.nn.tokenizer_files import end_ids
+    from colossus.train.data.tokenizer import end_of_text, load
     from colossus.train.weights import load_trained
 
     card = run.load_card()
     step, params = load_trained(run)
-    tokenizer = Tokenizer.from_file(str(run.tokenizer))
-    tokens = tokenizer.encode(prompt).ids
+    tokenizer = load(run.tokenizer)
+    tokens = tokenizer.encode(prompt, add_special_tokens=False).ids  # as in training
     if not tokens:
         raise RunError("the prompt is empty", hint="give a word to begin with")
     talk().print(f"model of step {step}, temperature {temperature}, seed {seed}")
@@ -46,9 +47,10 @@ def command(folder: Path, prompt: str, max_new_tokens: int, temperature: float, 
     text = shown
     if not as_json:
         sys.stdout.write(shown)
-    stop = tokenizer.token_to_id("<|endoftext|>")
+    ends = end_ids(run.tokenizer) | {tokenizer.token_to_id(end_of_text(tokenizer, run.tokenizer))}
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    for token in stream(params, card, tokens, sampling, max_new_tokens=max_new_tokens, stop_token=stop):
+    new = stream(params, card, tokens, sampling, max_new_tokens=max_new_tokens)
+    for token in takewhile(lambda token: token not in ends, new):
         made.append(int(token))
         text = tokenizer.decode(tokens + made)
         if not as_json and not text.endswith("\ufffd"):  # half a character: wait for its other bytes

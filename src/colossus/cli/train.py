@@ -13,7 +13,7 @@ from colossus.cli.common import json_option, kill_option, runs_option, set_optio
 @click.command("train")
 @click.argument("job_file", metavar="JOB", type=click.Path(path_type=Path))
 @click.option("--on", "engine", default="local", show_default=True, help="Where to run: local.")
-@click.option("--workers", type=int, help="Worker processes; default: one per core or accelerator that the job can use.")
+@click.option("--workers", type=int, help="Worker processes; default: one per core that the job can use, or one that drives all accelerators.")
 @set_option
 @kill_option
 @runs_option
@@ -28,6 +28,6 @@ def command(job_file: Path, engine: str, workers: int | None, assignments: tuple
 
     check_engine(engine)
     job = load_any_job(job_file, assignments, workers)
-    run = prepare(job, runs)
+    run = prepare(job, runs, kills=kills)
     status = supervise(run, kills=kills)
     finish(run, status, as_json=as_json)

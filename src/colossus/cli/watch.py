@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +17,7 @@ _LINES_EVERY_S = 5.0
 
 
 class Watch:
-    """Follows the run's events; ``update`` is called often and draws when it is time."""
+    """Follows the run's events; ``update`` is called often and draws when it is time. Nothing that fails here ends the run."""
 
     def __init__(self, run: Run) -> None:
         from colossus.report.live import Follower, PlainLines
@@ -38,13 +39,20 @@ class Watch:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._draw()
+        self._safely(self._draw)
         if self._live is not None:
-            self._live.stop()
+            self._safely(self._live.stop)
 
     def update(self) -> None:
         if time.monotonic() - self._drawn_s >= _REDRAW_S:
-            self._draw()
+            self._safely(self._draw)
+
+    def _safely(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except Exception as error:  # noqa: BLE001
+            self._drawn_s = math.inf
+            self._console.print(f"progress can no longer be shown ({type(error).__name__}: {error}); the run goes on")
 
     def _draw(self) -> None:
         from colossus.report.live import progress

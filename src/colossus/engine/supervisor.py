@@ -113,7 +113,7 @@ class Supervisor:
             self._stop_sent_s = time.monotonic()
             for worker in self._gang.values():
                 worker.send({"do": "stop"})
-        if self._stop_sent_s is not None and time.monotonic() - self._stop_sent_s > _GENTLE_STOP_S:
+        if self._stop_sent_s is not None and time.monotonic() - max(self._stop_sent_s, self._last_progress_s()) > _GENTLE_STOP_S:
             return "interrupted"
         self._inject()
         if len(self._ended) == self._num_workers:
@@ -126,6 +126,10 @@ class Supervisor:
         self._tend_standbys()
         self._close_old_services()
         return None
+
+    def _last_progress_s(self) -> float:
+        """When a worker last said that it does something; a long save says so again and again."""
+        return max((worker.last_progress_s for worker in self._gang.values()), default=0.0)
 
     # Finding faults
 

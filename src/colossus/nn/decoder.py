@@ -8,7 +8,6 @@ mixture of experts. The head is ``norm(x) lm_head``, or the embedding transposed
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +15,8 @@ import jax.numpy as jnp
 
 from colossus.nn import sharding
 from colossus.nn.attention import attend
-from colossus.nn.compute import Compute, gather, gather_shards, gather_weights, named, rematerialized
+from colossus.nn.compute import Compute, gather, gather_layers, gather_shards, gather_weights, named, rematerialized
+from colossus.nn.compute import unstack as unstack_array
 from colossus.nn.embedding import look_up
 from colossus.nn.linear import linear, swiglu
 from colossus.nn.loss import cross_entropy
@@ -112,7 +112,11 @@ def _layers_on_batch_shards(stacked: Weights, x_btd: jax.Array, rope: Rope, card
     stored = {name: axes for name, axes in param_axes(card)["layers"].items() if name in stacked}
 
     def run(x: jax.Array, cos: jax.Array, sin: jax.Array, *weights: jax.Array) -> jax.Array:
-        whole = {name: gather_shards(weight, stored[name], compute.dtype) for name, weight in zip(stacked, weights, strict=True)}
+        named_weights = list(zip(stacked, weights, strict=True))
+        if compute.unrolls(card.num_layers):
+            each = {name: gather_layers(weight, stored[name], compute.dtype) for name, weight in named_weights}
+            return _run_unrolled(_by_layer(each), x, Rope(cos, sin), card, compute)[0]
+        whole = {name: gather_shards(weight, stored[name], compute.dtype) for name, weight in named_weights}
         return _run_layers(whole, x, Rope(cos, sin), card, compute)[0]
 
     inputs = (CUT, table, table, *(stored[name] for name in stacked))
@@ -121,20 +125,26 @@ def _layers_on_batch_shards(stacked: Weights, x_btd: jax.Array, rope: Rope, card
 
 def _run_layers(stacked: Weights, x_btd: jax.Array, rope: Rope, card: ModelCard, compute: Compute) -> tuple[jax.Array, Any]:
     """All layers in turn, unrolled or as a loop over the stacked weights."""
+    if compute.unrolls(card.num_layers):
+        return _run_unrolled(unstack(stacked), x_btd, rope, card, compute)
+    x_btd, losses = jax.lax.scan(_layer_body(rope, card, compute), x_btd, stacked)
+    return x_btd, jax.tree.map(jnp.mean, losses)
 
+
+def _run_unrolled(layers: list[Weights], x_btd: jax.Array, rope: Rope, card: ModelCard, compute: Compute) -> tuple[jax.Array, Any]:
+    run, each = _layer_body(rope, card, compute), []
+    for weights in layers:
+        x_btd, losses = run(x_btd, weights)
+        each.append(losses)
+    return x_btd, jax.tree.map(lambda *values: sum(values) / len(values), *each)
+
+
+def _layer_body(rope: Rope, card: ModelCard, compute: Compute) -> Callable[..., Any]:
     def body(x: jax.Array, weights: Weights) -> tuple[jax.Array, Any]:
         x, _, losses = layer(x, layer_weights(weights, card, compute.dtype), card, rope, whole_sequences(card, compute))
         return x, losses
 
-    run = rematerialized(body, compute.remat)
-    if not compute.unrolls(card.num_layers):
-        x_btd, losses = jax.lax.scan(run, x_btd, stacked)
-        return x_btd, jax.tree.map(jnp.mean, losses)
-    each = []
-    for weights in unstack(stacked, card.num_layers):
-        x_btd, losses = run(x_btd, weights)
-        each.append(losses)
-    return x_btd, jax.tree.map(lambda *values: sum(values) / len(values), *each)
+    return rematerialized(body, compute.remat)
 
 
 def layer_weights(weights: Weights, card: ModelCard, dtype: Any) -> Weights:
@@ -185,24 +195,10 @@ def feed_forward(x_btd: jax.Array, weights: Weights, card: ModelCard) -> tuple[j
     return sharding.constrain(linear(swiglu(gate_btf, up_btf), weights["w_down"]), *CUT), {}
 
 
-def unstack(stacked: Weights, num_layers: int) -> list[Weights]:
+def unstack(stacked: Weights) -> list[Weights]:
     """One dict per layer from arrays stacked over their first dim."""
-    parts = {name: _unstack(num_layers, array) for name, array in stacked.items()}
-    return [{name: parts[name][index] for name in parts} for index in range(num_layers)]
+    return _by_layer({name: unstack_array(array) for name, array in stacked.items()})
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _unstack(num_layers: int, array: jax.Array) -> tuple[jax.Array, ...]:
-    """Slices whose gradient is one stack, where the derived one adds L arrays of the stack's full size."""
-    return tuple(array[index] for index in range(num_layers))
-
-
-def _unstack_forward(num_layers: int, array: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
-    return _unstack(num_layers, array), None
-
-
-def _unstack_backward(num_layers: int, _: None, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array]:
-    return (jnp.stack(gradients),)
-
-
-_unstack.defvjp(_unstack_forward, _unstack_backward)
+def _by_layer(parts: dict[str, tuple[jax.Array, ...]]) -> list[Weights]:
+    return [dict(zip(parts, arrays, strict=True)) for arrays in zip(*parts.values(), strict=True)]

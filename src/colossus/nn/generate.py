@@ -72,7 +72,7 @@ def prepare(params: Params, card: ModelCard, compute: Compute = DEFAULT) -> Read
 @partial(jax.jit, static_argnames=("card", "dtype"))
 def _prepare(params: Params, *, card: ModelCard, dtype: Any) -> Ready:
     outer = {name: arrays for name, arrays in params.items() if name != "layers"}
-    layers = [layer_weights(weights, card, dtype) for weights in unstack(params["layers"], card.num_layers)]
+    layers = [layer_weights(weights, card, dtype) for weights in unstack(params["layers"])]
     return Ready(jax.tree.map(lambda array: array.astype(dtype), outer), layers)
 
 

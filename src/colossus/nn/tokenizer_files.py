@@ -10,11 +10,12 @@ from typing import Any
 
 from colossus.spec.errors import DataError
 
-# Spelled so in the tokenizers of Llama 1-3, Qwen, GPT-2 and ours; only looked up among a tokenizer's special tokens.
-_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
+# Spelled so in the tokenizers of Llama 1-3, Qwen, GPT-2, BERT and ours; a corpus is cut by the first that a tokenizer has.
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "[SEP]")
 _BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>")
 _HINT = "give the file that `tokenizers` or transformers saved"
-_COMPANIONS = ("special_tokens_map.json", "chat_template.jinja", "added_tokens.json")
+_CONFIG, _GENERATION = "tokenizer_config.json", "generation_config.json"
+_COMPANIONS = (_CONFIG, _GENERATION, "special_tokens_map.json", "chat_template.jinja", "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,32 @@ def find_special_tokens(tokenizer: Path, vocab_size: int) -> SpecialTokens:
     if largest >= vocab_size:
         hint = f"the model needs vocab_size {largest + 1} or more"
         raise DataError(f"{tokenizer} has token ids up to {largest}, the model's vocabulary ends at {vocab_size - 1}", hint=hint)
-    config = _config_beside(tokenizer)
-    bos, eos = _choose(config.get("bos_token"), _BEGINS, ids), _choose(config.get("eos_token"), _ENDS, ids)
+    config = _read_beside(tokenizer, _CONFIG)
+    bos, eos = _choose(config.get("bos_token"), _BEGINS, ids), _choose(config.get("eos_token"), ENDS, ids)
     return SpecialTokens(bos, ids.get(bos or ""), eos, ids.get(eos or ""))
 
 
 def write_tokenizer(folder: Path, tokenizer: Path, special: SpecialTokens, max_tokens: int) -> None:
     """Copies tokenizer.json and its companions into ``folder``, and writes a tokenizer_config.json where there was none."""
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
-    for name in _COMPANIONS:
-        if (tokenizer.parent / name).is_file():
-            shutil.copyfile(tokenizer.parent / name, folder / name)
+    copy_companions(tokenizer, folder)
     ours = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": special.bos, "eos_token": special.eos, "clean_up_tokenization_spaces": False}
-    config = _config_beside(tokenizer) or {key: value for key, value in ours.items() if value is not None}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": max_tokens}, indent=2) + "\n", encoding="utf-8")
+    config = _read_beside(tokenizer, _CONFIG) or {key: value for key, value in ours.items() if value is not None}
+    (folder / _CONFIG).write_text(json.dumps(config | {"model_max_length": max_tokens}, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_companions(tokenizer: Path, folder: Path) -> None:
+    """Copies what lies beside a tokenizer.json (or in the folder given) and belongs to it into ``folder``."""
+    source = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    for name in _COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def end_ids(tokenizer: Path) -> set[int]:
+    """The tokens at which generation_config.json beside a tokenizer.json says that a text ends: those of a chat's turns too."""
+    ids = _read_beside(tokenizer, _GENERATION).get("eos_token_id")
+    return set(ids) if isinstance(ids, list) else set() if ids is None else {ids}
 
 
 def _read(tokenizer: Path) -> dict[str, Any]:
@@ -67,9 +80,12 @@ def _vocabulary(data: dict[str, Any]) -> dict[str, int]:
     return vocab if isinstance(vocab, dict) else {str(index): index for index in range(len(vocab))}
 
 
-def _config_beside(tokenizer: Path) -> dict[str, Any]:
-    file = tokenizer.parent / "tokenizer_config.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+def _read_beside(tokenizer: Path, name: str) -> dict[str, Any]:
+    file = tokenizer.parent / name
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file} cannot be read as a JSON object: {error}", hint="mend it, or take it away") from None
 
 
 def _choose(named: Any, usual: tuple[str, ...], ids: dict[str, int]) -> str | None:

@@ -57,10 +57,8 @@ class Ask:
         """Of host memory, for each worker on a CPU: two copies of the state, each stored once over all replicas."""
         if self.machine.node.chip.kind != "cpu" or self.job.checkpoint.ram_interval_steps == 0:
             return 0.0
-        if self.card is not None:
-            state = state_bytes(self.card, layout, self.job.optimizer.kind)
-        else:  # AdamW's weights and two moments of a program of the user's
-            state = 3 * (self.param_bytes or 0) / layout.fsdp
+        of_program = 3 * (self.param_bytes or 0) / layout.fsdp  # AdamW's weights and two moments
+        state = of_program if self.card is None else state_bytes(self.card, layout, self.job.optimizer.kind)
         return 2 * state / (layout.num_devices / (layout.fsdp * layout.tp))
 
     def problems(self, layout: Layout) -> list[Problem]:

@@ -90,7 +90,7 @@ def _notes(ask: Ask, workers: int, layout: Layout, *, most: int) -> Iterator[str
         yield f"{workers} workers share {machine.num_devices} core{'s' if machine.num_devices > 1 else ''}: slower than one each"
     need = ask.memory(layout)
     if need is None:
-        yield "memory not checked: nothing is known of this network before it starts"
+        yield "memory not checked: the parameters of a program are known only once its workers have called it"
         return
     yield f"needs {_size(need.total_bytes)} of {_size(ask.available_bytes(layout))} a device (estimated)"
     if layout.remat is not Remat.NONE and ask.job.layout.remat is None:

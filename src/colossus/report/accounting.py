@@ -25,7 +25,6 @@ class State(Enum):
 _BACKGROUND = {State.INIT: Cause.INIT_START, State.STEPPING: Cause.OTHER, State.DOWN: Cause.RESTART}
 # phase -> cause before the first step, and after it
 _PHASES = {
-    "imported": (Cause.INIT_START, Cause.RESTART),
     "joined": (Cause.INIT_START, Cause.RESTART),
     "restored": (Cause.RESTORE, Cause.RESTORE),
     "compiled": (Cause.INIT_COMPILE, Cause.RECOMPILE),

@@ -22,28 +22,27 @@ class Incidents:
         self._rows: list[dict[str, Any]] = []
         self._open = False
         self._untold: list[dict[str, Any]] = []
-        self._injected: list[tuple[Any, Any]] = []
+        self._injected: list[Any] = []
 
     def given_us(self) -> dict[str, int]:
         """What the ledger has given so far to the parts of any downtime."""
         return {name: self._ledger.given_us(cause) for name, cause in _PARTS.items()}
 
     def injected(self, payload: dict[str, Any]) -> None:
-        self._injected.append((payload["rank"], payload["pid"]))
+        self._injected.append(payload["rank"])
 
     def fault(self, payload: dict[str, Any], *, time_s: float, step: int, idle_since_s: float, given_us: dict[str, int]) -> None:
-        rank, pid = payload.get("rank"), payload.get("pid")
-        mine = next((item for item in self._injected if (item[1] == pid if pid is not None else item[0] == rank)), None)
-        if mine:
-            self._injected.remove(mine)
+        rank = payload.get("rank")
+        injected = rank in self._injected
+        if injected:
+            self._injected.remove(rank)
         record = FaultRecord(
             time_s=time_s,
             cause=str(payload["cause"]),
             rank=rank,
-            pid=pid,
             detail=str(payload["detail"]),
             detected_s=payload["detected_s"],
-            injected=mine is not None,
+            injected=injected,
         )
         if not self._open:
             row = {"time_s": time_s, "faults": [], "actions": [], "from_step": step, "idle_since_s": idle_since_s, "given_us": given_us}

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _BAR = 40
 _RECENT_STEPS = 16
-_PHASES = ("starting", "imported", "joined", "restored", "compiled", "stepping")
+# What a worker has done last, in the order of train/session.py, and what it does then.
+_DOES_NEXT = {"starting": "starting workers", "joined": "compiling", "compiled": "preparing the state", "restored": "first step"}
 
 
 @dataclass
@@ -103,9 +104,7 @@ class LiveState:
         if rank not in self.worker_phases or self.phase == "training":
             return
         self.worker_phases[rank] = payload["phase"]
-        slowest = min(self.worker_phases.values(), key=lambda phase: _PHASES.index(phase) if phase in _PHASES else 0)
-        waits = {"starting": "importing", "imported": "joining", "joined": "restoring", "restored": "compiling"}
-        self.phase = waits.get(slowest, "first step")
+        self.phase = next((words for phase, words in _DOES_NEXT.items() if phase in self.worker_phases.values()), "first step")
 
     def _step(self, payload: dict[str, Any], scope: dict[str, Any]) -> None:
         self.step, self.phase = payload["step"], "training"
@@ -151,9 +150,6 @@ class LiveState:
         self.num_recovered = self.num_faults
         lost = words.count(payload["lost_steps"], "step") + " done again"
         self.notes.append(f"recovered: training goes on from step {payload['to_step']} after {words.duration(payload['downtime_s'])}, {lost}")
-
-    def _interrupted(self, payload: dict[str, Any], scope: dict[str, Any]) -> None:
-        self.notes.append(f"interrupted ({payload['reason']}): step {payload['step']} is saved")
 
     def _run_ended(self, payload: dict[str, Any], scope: dict[str, Any]) -> None:
         self.ended = self.phase = payload["status"]

@@ -42,7 +42,6 @@ class FaultRecord(Spec):
     time_s: float
     cause: str
     rank: int | None = None
-    pid: int | None = None
     detail: str = ""
     detected_s: float = 0.0
     injected: bool = False

@@ -76,13 +76,17 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        siblings = [str(p) for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        hint = nearest(str(path), siblings)
-        raise SpecError(str(path), [Problem(path="file", value=str(path), rule="does not exist", hint=hint)]) from None
+        raise SpecError(str(path), [Problem(path="file", value=str(path), rule="does not exist", hint=_toml_files(path, path.parent))]) from None
+    except IsADirectoryError:
+        raise SpecError(str(path), [Problem(path="file", value=str(path), rule="is a folder", hint=_toml_files(path, path))]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(str(path), [Problem(path="file", value=str(path), rule=f"cannot be read: {error}")]) from None
     except tomllib.TOMLDecodeError as error:
         raise SpecError(str(path), [Problem(path="file", value=str(path), rule=f"is not TOML: {error}")]) from None
+
+
+def _toml_files(path: Path, folder: Path) -> str | None:
+    return nearest(str(path), [str(file) for file in folder.glob("*.toml")])
 
 
 def set_path(data: dict[str, Any], assignment: str) -> None:

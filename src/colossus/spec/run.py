@@ -7,15 +7,17 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from colossus.spec.base import Spec, read_toml
-from colossus.spec.errors import RunError
+from colossus.spec.errors import Problem, RunError, SpecError
 from colossus.spec.job import TrainJob
 from colossus.spec.machine import Machine
 from colossus.spec.model import ModelCard
 from colossus.spec.plan import Plan
 
 MARKER = {"schema": 1, "kind": "colossus-run"}
+_S = TypeVar("_S", bound=Spec)
 
 
 class Inputs(Spec):
@@ -84,19 +86,37 @@ class Run:
         return self.folder / "tokenizer.json"
 
     def load_card(self) -> ModelCard:
-        return ModelCard.from_data(json.loads(self.card.read_text()), origin=str(self.card))
+        return _load(ModelCard, self.card, hint=_LOST)
 
     def load_inputs(self) -> Inputs:
-        return Inputs.from_data(json.loads(self.inputs.read_text()), origin=str(self.inputs))
+        return _load(Inputs, self.inputs, hint=_LOST)
 
     def load_job(self) -> TrainJob:
         return TrainJob.from_data(read_toml(self.job), origin=str(self.job))
 
     def load_plan(self) -> Plan:
-        return Plan.from_data(json.loads(self.plan.read_text()), origin=str(self.plan))
+        return _load(Plan, self.plan, hint=f"written anew by: colossus resume {self.folder}")
 
     def load_machine(self) -> Machine:
-        return Machine.from_data(json.loads(self.machine.read_text()), origin=str(self.machine))
+        return _load(Machine, self.machine, hint=f"written anew by: colossus resume {self.folder}")
+
+
+_LOST = "put a copy of it back, or start another run with: colossus train JOB.toml"
+
+
+def _load(cls: type[_S], path: Path, *, hint: str) -> _S:
+    """What a file of a run holds; a missing or damaged one is a SpecError that says how to mend it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        rule = "does not exist"
+    except OSError as error:
+        rule = f"cannot be read: {error.strerror}"
+    except ValueError as error:
+        rule = f"is not JSON: {error}"
+    else:
+        return cls.from_data(data, origin=str(path))
+    raise SpecError(str(path), [Problem(path="file", value=str(path), rule=rule)], hint=hint)
 
 
 def create_run(root: Path, job: TrainJob) -> Run:
@@ -146,8 +166,7 @@ def _newest(runs: Path) -> Path:
 
 
 def _nearby(folder: Path) -> str | None:
-    parent = folder.parent if folder.parent.is_dir() else Path("runs")
-    runs = sorted(path.parent for path in parent.glob("*/run.json"))
+    runs = sorted({path.parent for place in (folder.parent, Path("runs")) for path in place.glob("*/run.json")})
     return "runs here: " + ", ".join(str(path) for path in runs[-8:]) if runs else "start one with: colossus train JOB.toml"
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from colossus.policy import checkpoint as checkpoint_policy
+from colossus.spec.errors import CheckpointError
 from colossus.spec.job import CheckpointSpec
 from colossus.spec.run import write_atomic
 from colossus.spec.units import format_quantity
@@ -29,6 +30,10 @@ from colossus.spec.units import format_quantity
 _PREFIX = "step-"
 # Room that a save wants beyond the bytes of the state: metadata, and a margin for whoever else writes.
 _ROOM_FACTOR = 1.1
+# A save that takes longer than this, and is slower than that (bytes of all ranks together), is stuck.
+_LEAST_PATIENCE_S = 600.0
+_SLOWEST_BYTES_PER_S = 1e7
+_WAIT_S = 5.0
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -88,8 +93,9 @@ def remove_unfinished(folder: Path) -> None:
 class DiskTier:
     """Saves and restores the state of one gang. All ranks call ``save`` for the same steps; rank 0 commits.
 
-    ``on_saved(step, duration_s, size_bytes)`` and ``on_failed(step, reason)`` are called on rank 0 from a thread.
-    ``generation`` keeps the barriers of different gangs of one run apart.
+    ``on_saved(step, duration_s, size_bytes)`` and ``on_failed(step, reason)`` are called on rank 0 from a thread,
+    ``on_wait()`` every few seconds while a caller waits for a save, for ``patience_s`` at the most: what takes longer is
+    stuck. ``generation`` keeps the barriers of different gangs of one run apart.
     """
 
     def __init__(self, folder: Path, *, generation: int, is_leader: bool = True) -> None:
@@ -97,6 +103,9 @@ class DiskTier:
         self._generation = generation
         self._is_leader = is_leader
         self._abandoned = False
+        self._lock = threading.Lock()  # held while the folder's list of checkpoints changes, or the gang is abandoned
+        self.patience_s = _LEAST_PATIENCE_S
+        self.on_wait: Callable[[], None] = lambda: None
         self.on_saved: Callable[[int, float, int], None] = lambda *_: None
         self.on_failed: Callable[[int, str], None] = lambda *_: None
         self._writer: Any = None
@@ -123,7 +132,7 @@ class DiskTier:
         started = time.perf_counter()
         failure: Exception | None = None
         try:
-            self._orbax().save(self._folder.absolute() / _name(step), args=_save_args(state), force=True)
+            self._orbax(state).save(self._folder.absolute() / _name(step), args=_save_args(state), force=True)
         except Exception as error:  # noqa: BLE001 - whatever Orbax raises, older checkpoints stay and training goes on
             failure = error
         blocked_s = time.perf_counter() - begin
@@ -133,21 +142,27 @@ class DiskTier:
 
     def abandon(self) -> None:
         """The gang is gone: a save that is still under way touches nothing any more, and calls nobody."""
-        self._abandoned = True
+        with self._lock:
+            self._abandoned = True
 
     def wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
+        """Until the save under way, if any, has ended."""
+        begin = time.perf_counter()
+        while self._thread is not None and self._thread.is_alive():
+            if time.perf_counter() - begin < self.patience_s:
+                self.on_wait()
+            self._thread.join(_WAIT_S)
 
     def restore(self, step: int, abstract: Any) -> Any:
         """The state of a saved step, in the shapes, dtypes and shardings of ``abstract``: any layout reads any other's."""
         import orbax.checkpoint as ocp
 
-        return self._orbax().restore(_data_folder(self._folder.absolute(), step), args=ocp.args.StandardRestore(abstract))
+        return self._orbax(abstract).restore(_data_folder(self._folder.absolute(), step), args=ocp.args.StandardRestore(abstract))
 
-    def _orbax(self) -> Any:
+    def _orbax(self, state: Any) -> Any:
         if self._writer is None:
-            self._writer = _make_writer(self._generation)
+            self.patience_s = _patience_s(state)
+            self._writer = _make_writer(self._generation, self.patience_s)
         return self._writer
 
     def _finish(self, step: int, meta: dict[str, Any], started: float, failure: Exception | None) -> None:
@@ -155,19 +170,41 @@ class DiskTier:
             if failure is not None:
                 raise failure
             self._writer.wait_until_finished()
-            if self._is_leader and not self._abandoned:
-                size = _commit(self._folder, step, meta)
-                self.on_saved(step, time.perf_counter() - started, size)
+            if self._is_leader:
+                files = _listed(_data_folder(self._folder, step))
+                with self._lock:
+                    if not self._abandoned:
+                        _commit(self._folder, step, meta, files)
+                        self.on_saved(step, time.perf_counter() - started, sum(size for size, _ in files.values()))
             self.failure = None
         except Exception as error:  # noqa: BLE001 - see save
             self._writer = None
             self.failure = _why(error, self._folder)
-            if self._is_leader and not self._abandoned:
-                remove_unfinished(self._folder)
-                self.on_failed(step, self.failure)
+            with self._lock:
+                if self._is_leader and not self._abandoned:
+                    remove_unfinished(self._folder)
+                    self.on_failed(step, self.failure)
 
 
-def _make_writer(generation: int) -> Any:
+def restore_params(folder: Path, step: int, abstract: Any) -> Any:
+    """The parameters of a saved step, alone: the optimizer's moments, twice their size, are not read."""
+    import orbax.checkpoint as ocp
+
+    item = {"params": abstract}
+    arguments = ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True)
+    params = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(_data_folder(folder.absolute(), step), args=arguments)["params"]
+    absent = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if not isinstance(leaf, jax.Array)]
+    if absent:  # Orbax hands back what was asked for
+        raise CheckpointError(f"step {step} in {folder} holds no parameters {', '.join(absent[:8])}", hint="is it a checkpoint of this network?")
+    return params
+
+
+def _patience_s(state: Any) -> float:
+    """How long a save of ``state`` may take; whatever hangs beside it is the supervisor's to find."""
+    return _LEAST_PATIENCE_S + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / _SLOWEST_BYTES_PER_S
+
+
+def _make_writer(generation: int, patience_s: float) -> Any:
     """Orbax's asynchronous checkpointer for a gang."""
     import orbax.checkpoint as ocp
     from orbax.checkpoint._src.futures import signaling_client, synchronization
@@ -179,7 +216,7 @@ def _make_writer(generation: int) -> Any:
     synchronization.OperationIdGenerator._operation_id = 0
     return ocp.AsyncCheckpointer(
         ocp.StandardCheckpointHandler(),
-        async_options=ocp.options.AsyncOptions(timeout_secs=300),
+        async_options=ocp.options.AsyncOptions(timeout_secs=round(patience_s)),
         multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=f"generation{generation}"),
     )
 
@@ -190,16 +227,17 @@ def _save_args(state: Any) -> Any:
     return ocp.args.StandardSave(state)
 
 
-def _commit(folder: Path, step: int, meta: dict[str, Any]) -> int:
-    """Writes the manifest; from then on the checkpoint counts. Returns its bytes on disk."""
-    root = _data_folder(folder, step)
+def _listed(root: Path) -> dict[str, tuple[int, str]]:
+    """Size and checksum of every file under ``root``."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     with ThreadPoolExecutor(2) as pool:
-        digests = list(pool.map(_digest, files))
-    listed = {str(path.relative_to(root)): entry for path, entry in zip(files, digests, strict=True)}
-    manifest = {"schema": 1, "step": step, "meta": meta, "files": listed}
+        return {str(path.relative_to(root)): entry for path, entry in zip(files, pool.map(_digest, files), strict=True)}
+
+
+def _commit(folder: Path, step: int, meta: dict[str, Any], files: dict[str, tuple[int, str]]) -> None:
+    """Writes the manifest; from then on the checkpoint counts."""
+    manifest = {"schema": 1, "step": step, "meta": meta, "files": files}
     write_atomic(folder / f"{_name(step)}.json", json.dumps(manifest, indent=1) + "\n")
-    return sum(size for size, _ in digests)
 
 
 def _why(error: Exception, folder: Path) -> str:

@@ -1,6 +1,6 @@
 """The line between a worker and its supervisor: JSON messages over a socket that both inherit.
 
-Worker to supervisor: {"say": "phase", ...}, "beat", "peer_failure", "saved", "failed", "ended".
+Worker to supervisor: {"say": "phase", ...}, "beat", "step", "busy", "peer_failure", "failed", "ended".
 Supervisor to worker: {"do": "join", ...}, "reform", "stop". A line that closes means the other side is gone: a worker
 without its supervisor ends at once, whatever it is doing.
 """
@@ -23,7 +23,6 @@ from typing import Any
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_PERMANENT = 2
-EXIT_PEER = 75
 EXIT_ORPHAN = 76
 
 _BEAT_S = 0.5
@@ -38,7 +37,6 @@ class Control:
         self._orders: queue.Queue[dict[str, Any]] = queue.Queue()
         self._on_stop = on_stop
         self._on_reform = on_reform
-        self.progress: dict[str, Any] = {}
         self.attempt: int | None = None  # the gang that what is said belongs to
         die_with(parent)
         threading.Thread(target=self._read, daemon=True, name="control").start()
@@ -74,7 +72,7 @@ class Control:
 
     def _beat(self) -> None:
         while True:
-            self.say("beat", **self.progress)
+            self.say("beat")
             time.sleep(_BEAT_S)
 
 

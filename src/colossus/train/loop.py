@@ -24,6 +24,7 @@ from colossus.train.checkpoint import DiskTier, newest_good_step, prune, remove_
 from colossus.train.feed import Feed
 from colossus.train.ram import RamTier
 from colossus.train.step import REQUESTS
+from colossus.train.tracking import Trackers
 
 # The first save to disk comes early, because the policy needs a measured save before it can choose an interval.
 _FIRST_SAVE_STEP = 10
@@ -35,26 +36,26 @@ class EventLog:
 
     path: Path
     scope: dict[str, Any]
-    trackers: tuple[Any, ...] = ()
+    trackers: Trackers | None = None
     _waiting: list[Event] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def tell(self, kind: str, **payload: Any) -> None:
         event = Event(time_s=time.time(), kind=kind, scope=self.scope, payload=payload)
+        if self.trackers is not None:
+            self.trackers.write(event)
         with self._lock:  # the saving thread tells too
             self._waiting.append(event)
-            for tracker in self.trackers:
-                tracker.write(event)
             try:
                 append_events(self.path, self._waiting)
                 self._waiting.clear()
             except OSError:
                 del self._waiting[:-10_000]
 
-    def close(self) -> None:
-        """Hands what trackers still hold to their files."""
-        for tracker in self.trackers:
-            tracker.close()
+    def close(self, wait_s: float) -> None:
+        """Hands what trackers still hold to their files, and waits for that no longer than this."""
+        if self.trackers is not None:
+            self.trackers.close(wait_s)
 
 
 @dataclass(frozen=True, kw_only=True)

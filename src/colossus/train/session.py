@@ -31,6 +31,7 @@ from colossus.train.step import REQUESTS, init_state, make_eval, make_step
 from colossus.train.tracking import open_trackers
 
 _READY_TIMEOUT_S = 600.0
+_TRACKERS_TIMEOUT_S = 30.0
 _CORPUS_BATCHES = 8
 
 
@@ -65,13 +66,18 @@ class Session:
             self._loop.stop_requested = self._stop_requested
             setup.disk.on_saved = self._loop.on_saved
             del state
+            trackers_s = _TRACKERS_TIMEOUT_S
             try:
                 step = self._loop.run()
-                distributed.barrier(f"ended-{self._order['attempt']}", _READY_TIMEOUT_S)  # none leaves while a peer needs it
+                distributed.barrier(f"ended-{self._order['attempt']}", setup.disk.patience_s)  # none leaves while a peer needs it
                 return step
+            except Exception as error:
+                if distributed.is_peer_failure(error):
+                    trackers_s = 0.0  # recovery waits for none
+                raise
             finally:
                 setup.feed.close()
-                setup.log.close()
+                setup.log.close(trackers_s)
 
     def abandon(self) -> None:
         """The gang is gone; nothing of it may touch the run any more."""
@@ -109,6 +115,7 @@ class Session:
         is_leader = self._rank == 0
         disk = DiskTier(self._run.checkpoints, generation=self._order["attempt"], is_leader=is_leader)
         disk.on_failed = lambda step, reason: log.tell("checkpoint_failed", step=step, reason=reason)
+        disk.on_wait = lambda: self._say("busy", doing="saving")
         ram = self._ram_tier()
         restore = self._restorer(program, optimizer, abstract, disk)
         state, meta, source = self._first_state(restore, abstract, ram, log)
@@ -135,7 +142,7 @@ class Session:
             num_validation_batches=count,
         )
         if is_leader:
-            log.trackers = open_trackers(job.tracking, self._run.folder)
+            log.trackers = open_trackers(job.tracking, self._run)
         return setup, state, meta, source
 
     def _ram_tier(self) -> RamTier | None:

@@ -2,6 +2,7 @@
 
 The library is made in a temporary file and moved into place, so a reader never sees half of one; a lock file makes
 processes that start together build once. Nothing here raises: whatever is missing becomes `Unavailable(reason)`.
+`$COLOSSUS_KERNELS_ARCH` names another instruction set than this CPU's own, in the compiler's words (`x86-64`, `haswell`).
 """
 
 import contextlib
@@ -65,32 +66,60 @@ def cache_folder() -> Path:
 
 
 def build(folder: Path) -> Path | Unavailable:
-    """Path of the library in `folder`, compiled first if it is not there."""
-    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    """Path of the library in `folder`, compiled first if it is not there.
+
+    Where every compiler fails, a note in `folder` says why and keeps these same compilers from being tried again.
+    """
     target = folder / f"libcolossus-{_key()}.so"
     if target.exists():
         return target
-    if compiler is None:
+    compilers = _compilers()
+    if not compilers:
         return Unavailable(reason=f"no C++ compiler: none of {', '.join(COMPILERS)} is on PATH")
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(target.with_suffix(".lock")):
-        return target if target.exists() else _compile(compiler, target)
+        return target if target.exists() else _compile(compilers, target)
 
 
-def _compile(compiler: str, target: Path) -> Path | Unavailable:
+def _compile(compilers: dict[str, str], target: Path) -> Path | Unavailable:
     import jax
 
+    note = target.with_suffix(f".{hashlib.sha256(repr(list(compilers)).encode()).hexdigest()[:8]}.failed")
+    if note.exists():
+        return Unavailable(reason=note.read_text())
+    reasons = []
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = Path(scratch) / target.name
-        command = [compiler, *_flags(), f"-I{jax.ffi.include_dir()}", *map(str, _sources("*.cc")), "-o", str(made)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
-        except subprocess.TimeoutExpired:
-            return Unavailable(reason=f"{compiler} took over {BUILD_TIMEOUT_S} s")
-        if done.returncode != 0:
-            return Unavailable(reason=f"{compiler} failed ({done.returncode}): {done.stderr[-2000:]}")
-        os.replace(made, target)
-    return target
+        arguments = [*_flags(), f"-I{jax.ffi.include_dir()}", *map(str, _sources("*.cc")), "-o", str(made)]
+        for compiler in compilers.values():
+            _, failure = _run(compiler, *arguments)
+            if failure is None:
+                os.replace(made, target)
+                return target
+            reasons.append(failure)
+        made.write_text("\n".join([*reasons, f"Once that is mended, delete {note} to have it tried again."]))
+        os.replace(made, note)
+    return Unavailable(reason=note.read_text())
+
+
+def _compilers() -> dict[str, str]:
+    """Version to path of the compilers on PATH, in order of preference and each but once: c++ is often g++ again."""
+    found: dict[str, str] = {}
+    for path in filter(None, map(shutil.which, COMPILERS)):
+        version, _ = _run(path, "--version")
+        found.setdefault(version.partition(" ")[2], path)  # less the first word, the name it was called by
+    return found
+
+
+def _run(*command: str) -> tuple[str, str | None]:
+    """What a command printed, and why it failed if it did."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=BUILD_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return "", f"{command[0]} took over {BUILD_TIMEOUT_S} s"
+    except OSError as error:
+        return "", f"{command[0]}: {error}"
+    return done.stdout, f"{command[0]} failed ({done.returncode}): {done.stderr[-2000:]}" if done.returncode else None
 
 
 def _sources(pattern: str) -> list[Path]:
@@ -98,8 +127,8 @@ def _sources(pattern: str) -> list[Path]:
 
 
 def _flags() -> tuple[str, ...]:
-    native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-    return (*FLAGS, native)
+    option = "-mcpu" if platform.machine() in ("aarch64", "arm64") else "-march"
+    return (*FLAGS, f"{option}={os.environ.get('COLOSSUS_KERNELS_ARCH') or 'native'}")
 
 
 def _key() -> str:

@@ -14,10 +14,15 @@ using Out = ffi::Result<In>;
 
 constexpr long GRAIN = 1 << 15;  // floats below which a second thread does not pay
 
-// f(begin, end) over [0, n) rows of `width` floats, in as many parts as threads and GRAIN allow.
+// In how many parts to cut n rows of `width` floats: as many as threads and GRAIN allow.
+COLOSSUS_INLINE long parts_of(ffi::ThreadPool& pool, long n, long width) {
+  return std::clamp<long>(std::min<long>(pool.num_threads(), n * width / GRAIN), 1, std::max(n, 1L));
+}
+
+// f(begin, end) over those parts of [0, n).
 template <class F>
 void for_rows(ffi::ThreadPool pool, long n, long width, F f) {
-  const long parts = std::clamp<long>(std::min<long>(pool.num_threads(), n * width / GRAIN), 1, std::max(n, 1L));
+  const long parts = parts_of(pool, n, width);
   parallel_for(pool, parts, [&](long i) { f(n * i / parts, n * (i + 1) / parts); });
 }
 
@@ -43,17 +48,18 @@ ffi::Error rms_norm(ffi::ThreadPool pool, In x, In scale, Out y, Out inverse, fl
   return ffi::Error::Success();
 }
 
-// With h = x inverse: dx = inverse (dy scale - h mean(dy scale h)), dscale = sum over rows of dy h.
+// With h = x inverse: dx = inverse (dy scale - h mean(dy scale h)), dscale = sum over rows of dy h, by
+// parts whose sums are added in index order: threads that added theirs as they end would not repeat a result bit for bit.
 ffi::Error rms_norm_backward(ffi::ThreadPool pool, In x, In scale, In inverse, In dy, Out dx, Out dscale) {
   const long width = scale.element_count(), rows = inverse.element_count();
   const float* s = scale.typed_data();
-  float* total = dscale->typed_data();
-  std::fill(total, total + width, 0.0f);
-  std::atomic_flag busy = ATOMIC_FLAG_INIT;
-  for_rows(pool, rows, width, [&](long begin, long end) {
-    thread_local Scratch scratch;
-    float* sums = scratch.get(round_up(width, VL));
-    std::fill(sums, sums + round_up(width, VL), 0.0f);
+  const long parts = parts_of(pool, rows, width), padded = round_up(width, VL);
+  thread_local Scratch scratch;
+  float* sums_of_parts = scratch.get(parts * padded);
+  std::fill(sums_of_parts, sums_of_parts + parts * padded, 0.0f);
+  parallel_for(pool, parts, [&](long part) {
+    const long begin = rows * part / parts, end = rows * (part + 1) / parts;
+    float* sums = sums_of_parts + part * padded;
     for (long r = begin; r < end; ++r) {
       const float *in = x.typed_data() + r * width, *d = dy.typed_data() + r * width;
       float* out = dx->typed_data() + r * width;
@@ -70,10 +76,11 @@ ffi::Error rms_norm_backward(ffi::ThreadPool pool, In x, In scale, In inverse, I
         store_first(out + i, (load_first(d + i, width - i) * load_first(s + i, width - i) - h * mean) * root, width - i);
       }
     }
-    while (busy.test_and_set(std::memory_order_acquire)) std::this_thread::yield();
-    for (long i = 0; i < width; ++i) total[i] += sums[i];
-    busy.clear(std::memory_order_release);
   });
+  float* total = dscale->typed_data();
+  std::copy(sums_of_parts, sums_of_parts + width, total);
+  for (long part = 1; part < parts; ++part)
+    for (long i = 0; i < width; ++i) total[i] += sums_of_parts[part * padded + i];
   return ffi::Error::Success();
 }
 

@@ -48,15 +48,22 @@ inline void pack_panels(Matrix b, long k, long n, float* out) {
   }
 }
 
+template <int N>
+COLOSSUS_INLINE void copy_vectors(const float* from, float* to) {
+  store(to, load(from));
+  if constexpr (N > 1) copy_vectors<N - 1>(from + VL, to + VL);
+}
+
 // Strips of MR rows of a(m x k), each [k][MR], which is what tile<.., 0> reads. `a` is stored transposed.
 inline void pack_transposed_strips(Matrix a, long m, long k, float* out) {
   constexpr long GROUP = 16 * MR;  // few enough output streams for the first-level TLB
+  constexpr long WIDE = (MR + VL - 1) / VL * VL;  // a strip's row as whole vectors: MR is above VL on SSE and NEON
   for (long g = 0; g < m; g += GROUP)
     for (long p = 0; p < k; ++p) {
       const float* row = a.data + p * a.ld;
       float* to = out + g / MR * STRIP + p * MR;
       for (long i = g; i < std::min(g + GROUP, m); i += MR, to += STRIP) {
-        if (i + VL <= m) store(to, load(row + i));  // lanes past MR are overwritten by row p + 1, or are padding
+        if (i + WIDE <= m) copy_vectors<WIDE / VL>(row + i, to);  // lanes past MR: overwritten by row p + 1, or padding
         else std::memcpy(to, row + i, std::min<long>(MR, m - i) * 4);
       }
     }

@@ -13,9 +13,12 @@ namespace colossus {
 constexpr int VL = 16, MR = 12, NV = 2;  // 24 of 32 registers hold sums
 #elif defined(__AVX2__) || defined(__AVX__)
 constexpr int VL = 8, MR = 6, NV = 2;  // 12 of 16 registers
+#elif defined(__aarch64__)
+constexpr int VL = 4, MR = 8, NV = 2;  // NEON: 16 of 32 registers, and 8 for a; of 24 GCC spills some
 #else
-constexpr int VL = 4, MR = 6, NV = 2;
+constexpr int VL = 4, MR = 6, NV = 2;  // SSE: 12 of 16 registers
 #endif
+static_assert(NV == 2, "a tile that is not NV vectors wide is one vector wide");
 constexpr int NR = NV * VL;
 constexpr int AHEAD = 16;  // rows of b that a product fetches ahead: 200 cycles of work, the way from the second cache
 
@@ -83,10 +86,17 @@ COLOSSUS_INLINE vf vexp(vf x) {
   return x < low ? vf{} : y;
 }
 
-template <int W, class F, std::size_t... I>
-COLOSSUS_INLINE F interleave_(F a, F b, bool high, std::index_sequence<I...>) {
-  const F lo = __builtin_shufflevector(a, b, (I % 2 ? W + I / 2 : I / 2)...);
-  const F hi = __builtin_shufflevector(a, b, (I % 2 ? W + W / 2 + I / 2 : W / 2 + I / 2)...);
+// Lanes of (a, b) in the order given; GCC has Clang's builtin only from version 12 on.
+#if defined(__clang__)
+#define COLOSSUS_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define COLOSSUS_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, vi{__VA_ARGS__})
+#endif
+
+template <int W, class F, int... I>
+COLOSSUS_INLINE F interleave_(F a, F b, bool high, std::integer_sequence<int, I...>) {
+  const F lo = COLOSSUS_SHUFFLE(a, b, (I % 2 ? W + I / 2 : I / 2)...);
+  const F hi = COLOSSUS_SHUFFLE(a, b, (I % 2 ? W + W / 2 + I / 2 : W / 2 + I / 2)...);
   return high ? hi : lo;
 }
 
@@ -95,8 +105,8 @@ COLOSSUS_INLINE void transpose(vf (&rows)[VL]) {
   for (int round = 1; round < VL; round *= 2) {
     vf next[VL];
     for (int i = 0; i < VL / 2; ++i) {
-      next[2 * i] = interleave_<VL>(rows[i], rows[i + VL / 2], false, std::make_index_sequence<VL>{});
-      next[2 * i + 1] = interleave_<VL>(rows[i], rows[i + VL / 2], true, std::make_index_sequence<VL>{});
+      next[2 * i] = interleave_<VL>(rows[i], rows[i + VL / 2], false, std::make_integer_sequence<int, VL>{});
+      next[2 * i + 1] = interleave_<VL>(rows[i], rows[i + VL / 2], true, std::make_integer_sequence<int, VL>{});
     }
     for (int i = 0; i < VL; ++i) rows[i] = next[i];
   }

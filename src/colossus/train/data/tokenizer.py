@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from colossus.nn.tokenizer_files import ENDS
 from colossus.spec.errors import DataError, nearest
 from colossus.train.data.readers import Meter, read_pieces
 from colossus.train.data.sources import TextFile
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
-KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 SAMPLE_BYTES = 16 * 2**20
 LEAST_VOCABULARY = 257
 LONG_RUN = re.compile(r"\S{128}")
@@ -84,13 +84,13 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
 
 def end_of_text(tokenizer: Tokenizer, file: Path) -> str:
     """The token between documents: what tokenizer_config.json beside ``file`` calls eos_token, else a usual name."""
-    for name in (*_configured_end(file), *KNOWN_ENDS):
+    for name in (*_configured_end(file), *ENDS):
         if tokenizer.token_to_id(name) is not None:
             return name
     special = sorted(token.content for token in tokenizer.get_added_tokens_decoder().values())
     raise DataError(
         f"{file}: the tokenizer has no end-of-text token",
-        hint=f"looked for {', '.join(KNOWN_ENDS)}; it has: {', '.join(special[:10]) or 'none'}; name one eos_token in tokenizer_config.json",
+        hint=f"looked for {', '.join(ENDS)}; it has: {', '.join(special[:10]) or 'none'}; name one eos_token in tokenizer_config.json",
     )
 
 
