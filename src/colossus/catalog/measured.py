@@ -5,6 +5,7 @@ Files under ``measured/`` are written by ``benchmarks/fit_kernels.py`` and ``col
 
 from __future__ import annotations
 
+import copy
 import re
 import tomllib
 from collections.abc import Mapping
@@ -74,6 +75,12 @@ def gemm_curves() -> dict[str, dict[str, float]]:
     return _read("gemm.toml")["curves"]
 
 
+def gemm_curve(chip: str, precision: str) -> dict[str, float] | None:
+    """The curve of a chip, or of its kin with the same silicon; None where neither was measured."""
+    kin = _read("kin.toml")["kin"].get(chip, chip)
+    return gemm_curves().get(f"{chip} {precision}") or gemm_curves().get(f"{kin} {precision}")
+
+
 @cache
 def programs() -> list[Program]:
     return [Program(**entry) for entry in _read("programs.toml")["programs"]]
@@ -87,7 +94,7 @@ def program_of(framework: str, date: str) -> Program:
 @cache
 def load_coefficients(path: Path | None = None) -> Coefficients:
     """The committed coefficients, or a user's own file laid over them."""
-    data = _read("coefficients.toml")
+    data = copy.deepcopy(_read("coefficients.toml"))
     if path is not None:
         own = tomllib.loads(path.read_text(encoding="utf-8"))
         for scope, entries in own.get("values", {}).items():
@@ -108,5 +115,6 @@ def training_power_fraction() -> float:
     return _read("power.toml")["training_power_fraction"]
 
 
+@cache
 def _read(name: str) -> dict[str, Any]:
     return tomllib.loads((files("colossus.catalog") / FOLDER / name).read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from colossus.catalog.measured import Coefficients, gemm_curves
+from colossus.catalog.measured import Coefficients, gemm_curve
 from colossus.estimate.footprint import Holding
 from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Device
@@ -61,7 +61,7 @@ def is_low_precision(precision: str) -> bool:
 
 
 def _curve(machine: Machine, chip: str, precision: str) -> tuple[float, float, float, float]:
-    found = gemm_curves().get(f"{chip} {precision}")
+    found = gemm_curve(chip, precision)
     if found is not None:
         return found["flop_per_s"], found["m_half"], found["n_half"], found["k_half"]
     peaks = machine.node.chip.peak_flop_per_s

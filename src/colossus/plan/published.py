@@ -60,7 +60,7 @@ def _case(run: PublishedRun) -> Case:
     if node is None:
         raise DataError(f"row {run.id}: accelerator {run.text('accelerator')!r} is not in the catalog", hint="published/words.toml lists what is")
     precision = our_word("precisions", run.text("precision")) or "bfloat16"
-    program = program_of(run.text("framework"), run.text("date"))
+    program = program_of(f"{run.text('framework')}; {run.text('note')}", run.text("date"))
     chip, machine = load_node_entry(node).chip, _machine(node, our_word("networks", run.text("interconnect")))
     memory = run.get("peak_mem_gib")
     return Case(
