@@ -217,6 +217,9 @@ def _value(figure: Figure | None) -> float | None:
 
 def _notes(question: Question) -> list[str]:
     notes = [f"{question.program.name}: what that program makes of {question.chip}, as fitted on published runs; --program names another"]
+    spare = question.machine.num_chips - question.num_chips
+    if 0 < spare < question.machine.num_chips / 2:
+        notes.append(f"{spare:,} of {question.machine.num_chips:,} chips are left over, as spares: the batch does not divide by more")
     if not question.coefficients.values.get("chip_precision", {}).get(f"{question.chip} {question.precision}"):
         notes.append(f"no run on {question.chip} in {question.precision} has been published that we know: its efficiency is assumed, and less certain")
     if question.precision != "bfloat16":

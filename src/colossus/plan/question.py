@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from colossus.catalog.chips import load_chip_entry
@@ -13,7 +13,7 @@ from colossus.catalog.measured import Program, load_coefficients, programs
 from colossus.catalog.models import load_model, model_names
 from colossus.catalog.nodes import load_node_entry
 from colossus.estimate.parameters import num_parameters
-from colossus.plan.search import Question
+from colossus.plan.search import Question, most_chips
 from colossus.spec.errors import CatalogError, Problem, SpecError, nearest
 from colossus.spec.job import Precision, TrainJob, load_job
 from colossus.spec.machine import Machine
@@ -71,6 +71,8 @@ def ask(
     )
     if tokens is not None and not tokens > 0:
         raise _refuse("--tokens", str(tokens), "must be above zero")
+    if chips is None:
+        question = replace(question, num_chips=most_chips(question) or question.num_chips)
     return Asked(question=question, model=name, total_tokens=tokens or default_tokens)
 
 

@@ -161,6 +161,25 @@ def _axes(question: Question) -> Iterator[tuple[int, int, int, int, int, int]]:
                             yield tp, pp, cp, ep, dp, micro
 
 
+def most_chips(question: Question) -> int:
+    """The largest number of chips, up to the question's and of whole nodes, that some cut of the job fills; 0 where none does.
+
+    A machine of 100,000 chips rarely divides a batch; what is left over are spares.
+    """
+    card, node = question.card, question.machine.node.num_chips
+    shards = np.array(_divisors_up_to(question.num_sequences, question.num_chips))
+    domain, best = int(question.device.domain_chips), 0
+    for tp in _divisors_up_to(card.num_heads, min(_MOST_TP, domain)):
+        for pp in _stages_up_to(card.num_layers, question.num_chips // tp):
+            for cp in _powers_up_to(min(_MOST_CP, question.num_chips // (tp * pp))):
+                if question.sequence_tokens % (2 * cp * tp):
+                    continue
+                counts = shards * (tp * pp * cp)
+                whole = counts[(counts <= question.num_chips) & ((counts % node == 0) | (counts < node))]
+                best = max(best, int(whole.max(initial=0)))
+    return best
+
+
 def _expert_axes(card: ModelCard, ranks: int) -> Iterator[int]:
     if card.moe is None:
         yield 1
