@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from colossus.cli.common import paper, print_json, talk
-from colossus.plan.answer import PART_WORDS, answer, explain, scaling
+from colossus.plan.answer import answer, explain, scaling
 from colossus.plan.question import Asked
 from colossus.plan.question import ask as ask_question
 from colossus.plan.whatif import Swing, changed, parse_change, tornado
+from colossus.report.plan_page import PART_WORDS
 from colossus.spec.answer import Answer, Choice, PlannedLayout
 from colossus.spec.errors import InfeasibleError, Problem, SpecError
 from colossus.spec.plan import Infeasible

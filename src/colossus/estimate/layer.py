@@ -73,7 +73,7 @@ def mean_keys(shape: Shape, cut: Cut) -> Numbers:
     """Keys that a query meets, on average over positions and layers; causal, half the sequence in all but window layers."""
     length = cut.sequence_tokens
     whole = (length + 1) / 2
-    seen = np.where(shape.window_tokens > 0, np.minimum(shape.window_tokens, length), length)
+    seen: Numbers = np.where(shape.window_tokens > 0, np.minimum(shape.window_tokens, length), length)
     windowed = seen - seen * (seen - 1) / (2 * length)
     share = shape.num_window_layers / shape.num_layers
     return whole * (1 - share) + windowed * share

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,31 +12,12 @@ from colossus.estimate.flop import train_flop
 from colossus.estimate.parameters import num_parameters
 from colossus.estimate.shape import Cut
 from colossus.plan.search import REMATS, Candidates, Question, cuts, estimate, search
-from colossus.report.plan_page import answer_section
+from colossus.report.plan_page import PART_WORDS, answer_section
 from colossus.spec.answer import Answer, Choice, PlannedLayout
 from colossus.spec.layout import Remat
 from colossus.spec.machine import Figure
 from colossus.spec.plan import Infeasible
 from colossus.spec.units import format_quantity
-
-# What each part of a step is called when it is what limits it.
-PART_WORDS = {
-    "gemm": "matrix products",
-    "attention": "attention",
-    "elementwise": "memory traffic of norms, activations and routing",
-    "recompute": "recomputing activations",
-    "head": "the vocabulary head and loss",
-    "host": "launching kernels from the host",
-    "tp": "tensor-parallel communication",
-    "cp": "passing keys and values between context ranks",
-    "ep": "the experts' all-to-all",
-    "pp": "messages between pipeline stages",
-    "bubble": "the pipeline's bubble",
-    "dp": "reducing gradients and gathering weights",
-    "optimizer": "the optimizer",
-    "overhead": "overheads of a step",
-    "jitter": "waiting for the slowest rank",
-}
 
 
 class ShownAnswer(Answer):
@@ -69,7 +50,7 @@ def answer(question: Question, *, name: str, total_tokens: float, top: int = 3, 
         num_sequences=question.num_sequences,
         sequence_tokens=question.sequence_tokens,
         total_tokens=total_tokens,
-        objective=objective,  # type: ignore[arg-type]
+        objective=objective,
         num_parameters=num_parameters(question.card),
         num_layouts=len(candidates),
         num_fitting=len(order),
@@ -259,7 +240,7 @@ def _near(question: Question) -> Sequence[int]:
     return sorted((count for count in counts if count != question.num_chips), key=lambda count: abs(count - question.num_chips))[:64]
 
 
-def _broken_rules(question: Question, wanted: PlannedLayout):
+def _broken_rules(question: Question, wanted: PlannedLayout) -> Iterator[str]:
     card, chips = question.card, question.num_chips
     product = wanted.pp * wanted.dp * wanted.cp * wanted.tp
     if product != chips:

@@ -77,14 +77,14 @@ class Candidates:
 
     def at(self, index: int) -> tuple[Cut, StepParts, Footprint]:
         """One layout's numbers."""
-        return tuple(_pick(table, index) for table in (self.cut, self.parts, self.memory))  # type: ignore[return-value]
+        return tuple(_pick(table, index) for table in (self.cut, self.parts, self.memory))
 
 
-def _pick(table, index: int):
+def _pick(table: Any, index: int) -> Any:
     return replace(table, **{field.name: float(np.broadcast_to(getattr(table, field.name), _length(table))[index]) for field in fields(table)})
 
 
-def _length(table) -> tuple[int, ...]:
+def _length(table: Any) -> tuple[int, ...]:
     return np.broadcast_shapes(*(np.shape(getattr(table, field.name)) for field in fields(table)))
 
 

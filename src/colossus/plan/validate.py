@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,7 +172,7 @@ def _summary(name: str, rows: list[Row]) -> Summary:
     )
 
 
-def _grouped(rows: list[Row], key) -> list[Summary]:
+def _grouped(rows: list[Row], key: Callable[[Row], str]) -> list[Summary]:
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)

@@ -12,7 +12,25 @@ from colossus.spec.units import format_quantity
 
 Bar = tuple[str, float, str]  # name, value, words
 Swing = tuple[str, float | None, float | None]  # figure, best step with it lowered, and raised
-_WIDTH, _ROW, _NAMES = 900, 26, 190
+_WIDTH, _ROW, _NAMES = 900, 26, 300
+# What each part of a step is called when it is what limits it.
+PART_WORDS = {
+    "gemm": "matrix products",
+    "attention": "attention",
+    "elementwise": "memory traffic of norms, activations and routing",
+    "recompute": "recomputing activations",
+    "head": "the vocabulary head and loss",
+    "host": "launching kernels from the host",
+    "tp": "tensor-parallel communication",
+    "cp": "passing keys and values between context ranks",
+    "ep": "the experts' all-to-all",
+    "pp": "messages between pipeline stages",
+    "bubble": "the pipeline's bubble",
+    "dp": "reducing gradients and gathering weights",
+    "optimizer": "the optimizer",
+    "overhead": "overheads of a step",
+    "jitter": "waiting for the slowest rank",
+}
 _STYLE = ".bar-a{fill:var(--training,#2f6fde)}.bar-b{fill:var(--validation,#d9822b)}.bar-soft{fill:var(--grid,#ccc)}"
 
 
@@ -60,11 +78,11 @@ def waterfall(choice: Choice) -> str:
     for number, (name, seconds) in enumerate(parts):
         y = number * _ROW
         words = f"{format_quantity(seconds, 's')}  {seconds / choice.step_s:.1%}"
-        rows.append(_row(name, y, scale(at), max(1.0, scale(at + seconds) - scale(at)), words, "bar-a"))
+        rows.append(_row(PART_WORDS[name], y, scale(at), max(1.0, scale(at + seconds) - scale(at)), words, "bar-a"))
         at += seconds
     y = len(parts) * _ROW
     rows.append(_row("step", y, scale(0), scale(choice.step_s) - scale(0), format_quantity(choice.step_s, "s"), "bar-b"))
-    whiskers = f'<path class="axis" d="M{scale(choice.lower_step_s):.1f} {y + 13}H{min(_WIDTH - 4, scale(choice.upper_step_s)):.1f}"/>'
+    whiskers = f'<path class="axis" d="M{scale(choice.lower_step_s):.1f} {y + 24}H{min(_WIDTH - 4, scale(choice.upper_step_s)):.1f}"/>'
     return _picture(
         "".join(rows) + whiskers, y + _ROW, "waterfall", f"Parts of a step: {', '.join(f'{name} {seconds / choice.step_s:.0%}' for name, seconds in parts)}"
     )
@@ -136,12 +154,13 @@ def _figures(answer: Answer) -> str:
 
 def _scaling(scales: Sequence[Choice]) -> str:
     points = sorted((float(_chips(choice)), choice.throughput_tokens_per_s) for choice in scales)
+    most = max(rate / chips for chips, rate in points)
     chart = svg.Chart(
         title="Tokens per second by chips",
         description="The best layout on halves of the machine",
         series=[
             svg.Series(name="estimated", points=points, css="s-training", dots=True),
-            svg.Series(name="linear", points=[(chips, points[0][1] * chips / points[0][0]) for chips, _ in points], css="s-validation"),
+            svg.Series(name="as the best per chip", points=[(chips, most * chips) for chips, _ in points], css="s-validation"),
         ],
         x_name="chips",
         y_name="tokens/s",

@@ -1,0 +1,47 @@
+"""The estimates hold on the published runs, and the thresholds can fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from colossus.catalog.measured import load_coefficients
+from colossus.catalog.published import PublishedRun, read_published
+from colossus.plan.calibrate import fit
+from colossus.plan.published import case_of
+from colossus.plan.validate import validate
+from colossus.spec.errors import DataError
+
+RUNS = [run for run in read_published() if run.text("tier") == "A"]
+
+
+def test_the_thresholds_hold_on_every_published_run():
+    found = validate(RUNS, load_coefficients())
+    assert not found.problems() and len(found.rows) == len(RUNS) > 490
+    assert 0.85 <= found.whole.inside_fraction <= 0.95
+
+
+def test_a_wrong_coefficient_is_found():
+    good = load_coefficients()
+    wrong = replace(good, values={**good.values, "all": {"all": {**good.values["all"]["all"], "attention_backward": 5.0}}})
+    assert any("median error" in problem for problem in validate(RUNS, wrong).problems())
+
+
+def test_rows_that_contradict_themselves_are_named_not_crashed_on():
+    row = RUNS[0].cells
+    broken = [PublishedRun({**row, "id": name, **change}) for name, change in (("heads", {"kv_heads": "5"}), ("chips", {"tp": "7"}), ("task", {"task": "lora"}))]
+    found = validate(broken, load_coefficients())
+    assert [bool(row.reason and row.id in row.reason) for row in found.rows] == [True] * 3
+    with pytest.raises(DataError, match="not a number"):
+        case_of(PublishedRun({**row, "layers": "many"}))
+
+
+def test_a_fit_moves_towards_its_runs_and_keeps_the_rest():
+    """Runs twice as slow as estimated: the fit halves the error, and chips that it did not see keep their values."""
+    cases = [case_of(run) for run in RUNS if run.group == "torchtitan"][:8]
+    slower = [replace(case, step_s=1.3 * case.step_s) for case in cases]
+    before = load_coefficients()
+    after = fit(slower, before)
+    assert abs(after.error_fraction).mean() < 0.15
+    assert after.coefficients.values["chip"]["gb200"] == before.values["chip"]["gb200"]
