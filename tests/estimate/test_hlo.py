@@ -121,6 +121,18 @@ def test_a_loops_work_and_messages_count_as_often_as_it_turns():
     assert [(loop.num_times, loop.source) for loop in reading.loops] == [(80, "jit(step)/layers/while")]
 
 
+def test_a_loop_that_only_its_condition_bounds():
+    """As libtpu prints it: no count beside the loop, a comparison with a constant in its condition."""
+    counted = PROGRAM.replace("known_trip_count", "aliasing").replace(
+        "  ROOT %less = pred[] constant(true)",
+        "  %bound = s32[]{:T(128)} constant(80)\n  %turn = s32[]{:T(128)} get-tuple-element(%state.1), index=0\n"
+        "  ROOT %less = pred[]{:T(512)} compare(%turn, %bound), direction=LT",
+    )
+    assert read_program(counted, ORDER, ACCOUNT).flop_per_device == 80 * 2 * 4 * 8 * 16
+    by_two = counted.replace("%count = s32[] get-tuple-element(%state), index=0", "%two = s32[] constant(2)\n  %count = s32[] add(%two, %two)")
+    assert read_program(by_two, ORDER, ACCOUNT).flop_per_device == 40 * 2 * 4 * 8 * 16
+
+
 def test_what_nobody_asked_for_is_told_with_its_place():
     small = PROGRAM.replace('"n":"80"', '"n":"1"')
     assert any("all-to-all that nobody asked for" in line and "jit(step)/reshape" in line for line in read_program(small, ORDER, ACCOUNT).warnings)

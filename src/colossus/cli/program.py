@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from colossus.plan.question import Asked
     from colossus.spec.layout import Layout
+    from colossus.spec.plan import MemoryEstimate
     from colossus.spec.program import Compiler, ProgramOrder, ProgramReading
 
 # Bytes over axes that no formula foresees are listed from this share of all on.
@@ -87,10 +88,34 @@ def _read_by(asked: Asked, layout: Layout, compiler: Compiler, target: str | Non
     order = program_order(asked.question, layout, compiler, MAX_MADE_UP_DEVICES, target)
     made = compile_program(order, timeout_s=timeout_s)
     reading = read_program(made.text, order, made.account, made.errors)
-    notes = [note] if note else []
+    notes = [*([note] if note else []), *_notes(order, layout)]
+    return order, reading.model_copy(update={"notes": notes})
+
+
+def _notes(order: ProgramOrder, layout: Layout) -> list[str]:
+    """How what was compiled differs from what will run."""
+    from colossus.spec.job import Precision
+    from colossus.spec.units import format_quantity
+
+    notes = []
     if order.layout != layout:
         notes.append(f"compiled with dp {order.layout.dp} instead of {layout.dp}: a device's work is the same, only sums over dp have fewer members")
-    return order, reading.model_copy(update={"warnings": [*reading.warnings, *notes]})
+    if order.precision is Precision.BFLOAT16 and order.compiler == "cpu":
+        notes.append("the CPU's compiler sends and keeps bfloat16 as float32")
+    if order.precision is Precision.BFLOAT16 and order.platform == "gpu":
+        scores = planned_memory(order, "plain").total_bytes - planned_memory(order, "gpu").total_bytes
+        notes.append(f"attention is compiled in its plain form: the chip's kernel keeps no scores, {format_quantity(scores, 'B', binary=True)} of the peak")
+    return notes
+
+
+def planned_memory(order: ProgramOrder, platform: str) -> MemoryEstimate:
+    """The closed form of memory. ``platform`` "gpu" has attention kernels, "plain" has none."""
+    from colossus.estimate.memory import train_memory
+
+    return train_memory(
+        order.card, order.layout, num_sequences=order.num_sequences, sequence_tokens=order.sequence_tokens,
+        precision=order.precision, optimizer=order.optimizer.kind, platform=platform,
+    )  # fmt: skip
 
 
 def _compiler(asked: Asked) -> tuple[Compiler, str | None, str | None]:
@@ -112,15 +137,13 @@ def _compiler(asked: Asked) -> tuple[Compiler, str | None, str | None]:
 
 def comparison(order: ProgramOrder, reading: ProgramReading) -> list[tuple[str, float, float]]:
     """(figure, as read, in closed form) of one device."""
-    from colossus.estimate.memory import train_memory
     from colossus.estimate.trainer import step_flop, step_traffic
+    from colossus.spec.job import Precision
 
     batch = (order.num_sequences, order.sequence_tokens)
-    need = train_memory(
-        order.card, order.layout, num_sequences=batch[0], sequence_tokens=batch[1],
-        precision=order.precision, optimizer=order.optimizer.kind, platform="cpu" if order.platform == "cpu" else "plain",
-    )  # fmt: skip
-    expected = step_traffic(order.card, order.layout, *batch, order.precision, adds_before_sending=order.compiler != "cpu")
+    on_cpu = order.compiler == "cpu"
+    need = planned_memory(order, "cpu" if order.platform == "cpu" else "plain")
+    expected = step_traffic(order.card, order.layout, *batch, Precision.FLOAT32 if on_cpu else order.precision, adds_before_sending=not on_cpu)
     read_bytes = reading.bytes_by_axes()
     found = {axes: num_bytes for axes, num_bytes in read_bytes.items() if axes in expected or num_bytes > _WORTH_FRACTION * sum(read_bytes.values())}
     rows = [
@@ -143,8 +166,9 @@ def _print_reading(order: ProgramOrder, reading: ProgramReading, rows: list[tupl
     console.print(_collectives_table(reading))
     if reading.loops:
         console.print("\nloops: " + ", ".join(f"{loop.num_times} turns" for loop in reading.loops))
-    for warning in reading.warnings:
-        console.print(f"warning: {warning}")
+    for kind, lines in (("warning", reading.warnings), ("note", reading.notes)):
+        for line in lines:
+            console.print(f"{kind}: {line}")
 
 
 def _comparison_table(rows: list[tuple[str, float, float]]) -> Any:

@@ -12,7 +12,8 @@ from functools import lru_cache
 from math import prod
 
 _WIDTHS = {"pred": 1, "token": 0, "opaque": 0, "bf16": 2, "c64": 8, "c128": 16}
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_TRIPS = re.compile(r'known_trip_count\\?":\s*\{\\?"n\\?":\\?"(\d+)')
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<= ]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -42,6 +43,7 @@ class Instruction:
     opcode: str
     operands: tuple[str, ...]
     attributes: str
+    is_root: bool = False
 
     def attribute(self, name: str) -> str | None:
         """The value of ``name={...}`` or ``name=word``, without its braces."""
@@ -84,13 +86,13 @@ def parse_instruction(line: str) -> Instruction | None:
     """``%name = type opcode(operands), attributes``."""
     if not (head := _INSTRUCTION.match(line)):
         return None
-    rest = head[2]
+    rest = head[3]
     end = _close(rest, 0) if rest.startswith("(") else rest.find(" ")
     call = rest[end:].lstrip()
     if (start := call.find("(")) < 1:
         return None
     stop = _close(call, start)
-    return Instruction(head[1], tuple(arrays(rest[:end])), call[:start], _operands(call[start + 1 : stop - 1]), call[stop:])
+    return Instruction(head[2], tuple(arrays(rest[:end])), call[:start], _operands(call[start + 1 : stop - 1]), call[stop:], bool(head[1]))
 
 
 def _operands(text: str) -> tuple[str, ...]:
@@ -126,6 +128,41 @@ def _bits(dtype: str) -> int:
 def operand_arrays(instruction: Instruction, computation: Computation) -> list[Array]:
     """What the operands hold."""
     return [array for name in instruction.operands if name in computation for array in computation[name].result]
+
+
+def trip_count(loop: Instruction, around: Computation, module: Module) -> int | None:
+    """Turns of a loop: told by the compiler, or as ``lax.scan`` counts, from a constant while below a constant; None else."""
+    if found := _TRIPS.search(loop.attributes):
+        return int(found[1])
+    condition = module.computations.get(loop.attribute("condition") or "", {})
+    body = module.computations.get(loop.attribute("body") or "", {})
+    test = next((one for one in condition.values() if one.opcode == "compare" and one.attribute("direction") == "LT"), None)
+    if test is None:
+        return None
+    counter, bound = condition[test.operands[0]], _constant(condition, test.operands[1])
+    place = counter.attribute("index")
+    if place is None or bound is None:
+        return None
+    first = _constant(around, around[loop.operands[0]].operands[int(place)]) or 0
+    return -(-(bound - first) // _stride(body, int(place)))
+
+
+def _stride(body: Computation, place: int) -> int:
+    """By how much a turn counts up: 1 where the addition is hidden in a fusion."""
+    root = next((one for one in body.values() if one.is_root), None)
+    added = body.get(root.operands[place]) if root is not None and root.opcode == "tuple" else None
+    if added is None or added.opcode != "add":
+        return 1
+    return next((value for name in added.operands if (value := _constant(body, name)) is not None), 1)
+
+
+def _constant(computation: Computation, name: str) -> int | None:
+    """An integer constant, also behind a copy."""
+    instruction = computation.get(name)
+    while instruction is not None and instruction.opcode in ("copy", "bitcast") and instruction.operands:
+        instruction = computation.get(instruction.operands[0])
+    known = instruction is not None and instruction.opcode == "constant" and instruction.operands and instruction.operands[0].lstrip("-").isdigit()
+    return int(instruction.operands[0]) if known and instruction is not None else None
 
 
 def product_flop(instruction: Instruction, computation: Computation) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from colossus.estimate.groups import axes_of, group_of
-from colossus.estimate.hlo import Computation, Instruction, Module, operand_arrays, parse_module, product_flop
+from colossus.estimate.hlo import Computation, Instruction, Module, operand_arrays, parse_module, product_flop, trip_count
 from colossus.spec.job import Precision
 from colossus.spec.layout import MESH_AXES
 from colossus.spec.program import Collective, ProgramAccount, ProgramLoop, ProgramOrder, ProgramReading
@@ -24,7 +24,6 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragg
 _UNASKED = ("all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast")
 # Below this share of all messages' bytes an unasked one is not worth a word.
 _WORTH_FRACTION = 0.01
-_TRIPS = re.compile(r'known_trip_count\\?":\s*\{\\?"n\\?":\\?"(\d+)')
 
 
 class Message(NamedTuple):
@@ -90,7 +89,7 @@ class _Walker:
         if opcode in COLLECTIVES:
             totals.messages[self.message(opcode, instruction, body)] += 1
         elif opcode == "while":
-            self.loop(totals, instruction)
+            self.loop(totals, instruction, body)
         elif opcode == "conditional":
             totals.add(max((self.computation(name) for name in _branches(instruction)), key=lambda branch: (branch.flop, len(branch.messages))))
         elif opcode.endswith(("-done", "-update")):
@@ -101,14 +100,14 @@ class _Walker:
             if called:
                 totals.add(self.computation(called.lstrip("%")))
 
-    def loop(self, totals: Totals, instruction: Instruction) -> None:
+    def loop(self, totals: Totals, instruction: Instruction, around: Computation) -> None:
         inside = self.computation(instruction.attribute("body") or "")
-        found = _TRIPS.search(instruction.attributes)
-        matters = bool(inside.flop or inside.messages)
-        totals.add(inside, int(found[1]) if found else 1)
-        totals.endless += matters and found is None
-        if found and matters:
-            totals.loops[instruction.source] += int(found[1])
+        turns = trip_count(instruction, around, self.module)
+        totals.add(inside, turns or 1)
+        if not inside.flop and not inside.messages:
+            return
+        totals.endless += turns is None
+        totals.loops[instruction.source] += turns or 1
 
     def message(self, opcode: str, instruction: Instruction, body: Computation) -> Message:
         group = group_of(instruction.attributes, _product(self.mesh))

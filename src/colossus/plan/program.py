@@ -16,9 +16,10 @@ from colossus.spec.layout import Layout
 from colossus.spec.model import ModelCard, untrainable
 from colossus.spec.program import Compiler, Platform, ProgramOrder
 
-# What libtpu calls a generation where it is not the catalog's own word, and dims of its slices.
+# What libtpu calls a generation where it is not the catalog's own word; which slices are flat; which chips are two devices each.
 _TPU_NAMES = {"v7": "tpu7x"}
 _FLAT = ("v5e", "v6e")
+_TWO_DEVICES = ("v4", "v7")
 
 
 def trainable_layout(question: Question) -> Layout:
@@ -85,12 +86,13 @@ def fewer_copies(layout: Layout, most_devices: int) -> Layout:
 
 
 def topology(chip: str, chips_per_node: int, num_devices: int) -> str:
-    """A machine of so many chips: ``v5p:8x8x8`` for a TPU, slices x hosts x chips for GPUs."""
+    """A machine of so many devices: ``v5p:8x8x8`` for TPUs, slices x hosts x chips for GPUs."""
     if not chip.startswith("tpu-"):
         per_node = min(chips_per_node, num_devices)
         return f"1x{num_devices // per_node}x{per_node}"
     name = chip.removeprefix("tpu-")
-    sides = torus(num_devices, 2 if name in _FLAT else 3)
+    num_chips = max(1, num_devices // 2) if name in _TWO_DEVICES else num_devices
+    sides = torus(num_chips, 2 if name in _FLAT else 3)
     return f"{_TPU_NAMES.get(name, name)}:{'x'.join(map(str, sides))}"
 
 

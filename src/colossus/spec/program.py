@@ -76,7 +76,7 @@ class ProgramLoop(Spec):
 
 
 class ProgramReading(Spec):
-    """What the compiled step does on one device; ``warnings``: what no closed form would have said."""
+    """What the compiled step does on one device; ``warnings``: what no closed form would have said; ``notes``: how it was read."""
 
     compiler: Compiler
     layout: Layout
@@ -85,6 +85,7 @@ class ProgramReading(Spec):
     collectives: list[Collective] = Field(default_factory=list)
     loops: list[ProgramLoop] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
 
     def bytes_by_axes(self) -> dict[str, int]:
         """Payload over each set of mesh axes."""
