@@ -10,7 +10,8 @@ from colossus.cli.program import comparison, parse_layout
 from colossus.engine.compiler import MAX_MADE_UP_DEVICES, compile_program, installed
 from colossus.estimate.program import read_program
 from colossus.estimate.trainer import step_traffic
-from colossus.plan.program import fewer_copies, topology, torus
+from colossus.plan.program import fewer_copies, program_order, topology, torus, trainable_layout
+from colossus.plan.question import ask
 from colossus.spec.errors import EngineError, InfeasibleError, SpecError
 from colossus.spec.job import Precision
 from colossus.spec.layout import Layout, Remat
@@ -123,6 +124,25 @@ def test_more_devices_than_can_be_made_up_take_fewer_copies():
 def test_machines_as_compilers_name_them(chip, per_node, num_devices, name):
     assert topology(chip, per_node, num_devices) == name
     assert torus(48, 3) == (4, 3, 4) or sorted(torus(48, 3)) == [3, 4, 4]
+
+
+def test_a_layout_of_another_size_or_for_another_batch_is_refused_before_compiling():
+    question = ask("llama-3-8b", "h100-sxm*64", sequences=64).question
+    with pytest.raises(SpecError, match=r"layout = 8: dp x fsdp x tp must be the 64 devices"):
+        program_order(question, Layout(fsdp=8), "cpu", MAX_MADE_UP_DEVICES)
+    with pytest.raises(SpecError, match=r"batch.num_sequences = 64"):
+        program_order(question, Layout(fsdp=64, num_microbatches=2), "cpu", MAX_MADE_UP_DEVICES)
+    order = program_order(question, Layout(fsdp=64, remat=Remat.FULL), "cuda", MAX_MADE_UP_DEVICES, load_target("h100-sxm"))
+    assert (order.platform, order.topology, order.precision) == ("gpu", "1x8x8", Precision.BFLOAT16)
+
+
+def test_the_plans_best_layout_that_the_trainer_runs():
+    layout = trainable_layout(ask("llama-3-8b", "h100-sxm*64", sequences=64).question)
+    assert layout.num_devices == 64
+    with pytest.raises(SpecError, match=r"model.mla"):
+        trainable_layout(ask("deepseek-v3", "h100-sxm*2048").question)
+    with pytest.raises(InfeasibleError, match="no layout of dp, fsdp and tp alone"):
+        trainable_layout(ask("llama-3.1-405b", "h100-sxm*64").question)
 
 
 @pytest.mark.parametrize("text", ["dp", "dp=2,pp=4", "fsdp=0", "remat=some"])

@@ -88,11 +88,11 @@ def _read_by(asked: Asked, layout: Layout, compiler: Compiler, target: str | Non
     order = program_order(asked.question, layout, compiler, MAX_MADE_UP_DEVICES, target)
     made = compile_program(order, timeout_s=timeout_s)
     reading = read_program(made.text, order, made.account, made.errors)
-    notes = [*([note] if note else []), *_notes(order, layout)]
+    notes = [*([note] if note else []), *_notes(order, layout, asked.question.precision)]
     return order, reading.model_copy(update={"notes": notes})
 
 
-def _notes(order: ProgramOrder, layout: Layout) -> list[str]:
+def _notes(order: ProgramOrder, layout: Layout, precision: str) -> list[str]:
     """How what was compiled differs from what will run."""
     from colossus.spec.job import Precision
     from colossus.spec.units import format_quantity
@@ -100,6 +100,8 @@ def _notes(order: ProgramOrder, layout: Layout) -> list[str]:
     notes = []
     if order.layout != layout:
         notes.append(f"compiled with dp {order.layout.dp} instead of {layout.dp}: a device's work is the same, only sums over dp have fewer members")
+    if precision != order.precision.value:
+        notes.append(f"compiled in {order.precision.value}: the trainer does not compute in {precision}")
     if order.precision is Precision.BFLOAT16 and order.compiler == "cpu":
         notes.append("the CPU's compiler sends and keeps bfloat16 as float32")
     if order.precision is Precision.BFLOAT16 and order.platform == "gpu":

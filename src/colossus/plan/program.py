@@ -10,7 +10,7 @@ from colossus.plan.answer import layout_of
 from colossus.plan.search import Question, search
 from colossus.spec.answer import PlannedLayout
 from colossus.spec.cuts import check_layout
-from colossus.spec.errors import InfeasibleError, SpecError
+from colossus.spec.errors import InfeasibleError, Problem, SpecError
 from colossus.spec.job import OptimizerSpec, Precision
 from colossus.spec.layout import Layout
 from colossus.spec.model import ModelCard, untrainable
@@ -67,8 +67,12 @@ def program_order(question: Question, layout: Layout, compiler: Compiler, most_d
 
 
 def check_trainable(question: Question, layout: Layout) -> None:
-    """SpecError with everything in the model or the batch that the trainer cannot do as laid out."""
+    """SpecError with everything in the model, the machine or the batch that the trainer cannot do as laid out."""
     problems = untrainable(question.card) or check_layout(question.card, layout, question.num_sequences, question.sequence_tokens)
+    most = question.num_chips * devices_per_chip(question.chip)
+    if layout.num_devices not in (question.num_chips, most):
+        rule = f"dp x fsdp x tp must be the {most} devices asked for"
+        problems = [*problems, Problem(path="layout", value=str(layout.num_devices), rule=rule, hint=f"--chips {layout.num_devices}")]
     if problems:
         raise SpecError("--read-program", problems)
 
@@ -91,9 +95,13 @@ def topology(chip: str, chips_per_node: int, num_devices: int) -> str:
         per_node = min(chips_per_node, num_devices)
         return f"1x{num_devices // per_node}x{per_node}"
     name = chip.removeprefix("tpu-")
-    num_chips = max(1, num_devices // 2) if name in _TWO_DEVICES else num_devices
-    sides = torus(num_chips, 2 if name in _FLAT else 3)
+    sides = torus(max(1, num_devices // devices_per_chip(chip)), 2 if name in _FLAT else 3)
     return f"{_TPU_NAMES.get(name, name)}:{'x'.join(map(str, sides))}"
+
+
+def devices_per_chip(chip: str) -> int:
+    """How many devices JAX sees in a chip."""
+    return 2 if chip.removeprefix("tpu-") in _TWO_DEVICES else 1
 
 
 def torus(num_chips: int, num_dims: int) -> tuple[int, ...]:
