@@ -133,6 +133,22 @@ def test_a_loop_that_only_its_condition_bounds():
     assert read_program(by_two, ORDER, ACCOUNT).flop_per_device == 40 * 2 * 4 * 8 * 16
 
 
+def test_a_message_spread_over_fusions_counts_once():
+    """A TPU's asynchronous fusions: start, steps and end each hold the same all-gather."""
+    part = (
+        "%part.{} (q: bf16[4,8]) -> bf16[8,8] {{\n  %q = bf16[4,8]{{1,0}} parameter(0)\n"
+        "  ROOT %g = bf16[8,8]{{1,0}} all-gather(%q), channel_id={}, replica_groups={{{{0,1}},{{2,3}},{{4,5}},{{6,7}}}}, dimensions={{0}}\n}}\n"
+    )
+    calls = "".join(f"  %f.{n} = bf16[8,8]{{1,0}} fusion(%p), kind=kCustom, calls=%part.{n}\n" for n in range(3))
+    text = (
+        "".join(part.format(n, 1 if n < 2 else 7) for n in range(3))
+        + "ENTRY %main (p: bf16[4,8]) -> bf16[8,8] {\n  %p = bf16[4,8]{1,0} parameter(0)\n"
+        + calls
+        + "}\n"
+    )
+    assert read_program(text, ORDER, ACCOUNT).collectives[0].num_times == 2
+
+
 def test_what_nobody_asked_for_is_told_with_its_place():
     small = PROGRAM.replace('"n":"80"', '"n":"1"')
     assert any("all-to-all that nobody asked for" in line and "jit(step)/reshape" in line for line in read_program(small, ORDER, ACCOUNT).warnings)

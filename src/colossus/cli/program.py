@@ -124,6 +124,7 @@ def _compiler(asked: Asked) -> tuple[Compiler, str | None, str | None]:
     """Which compiler to ask, its description of the chip, and why it is only the CPU's where it is."""
     from colossus.catalog.targets import load_target
     from colossus.engine.compiler import installed
+    from colossus.plan.program import TPU_DIMS
 
     chip, kind = asked.question.chip, asked.question.machine.node.chip.kind
     target = load_target(chip)
@@ -131,9 +132,9 @@ def _compiler(asked: Asked) -> tuple[Compiler, str | None, str | None]:
         return "cpu", None, None
     if kind == "gpu" and target and installed("cuda"):
         return "cuda", target, None
-    if kind == "tpu" and installed("tpu"):
+    if chip in TPU_DIMS and installed("tpu"):
         return "tpu", None, None
-    missing = "pip install 'colossus[aot]' brings it" if kind == "tpu" or target else "it cannot be described to one"
+    missing = "pip install 'colossus[aot]' brings it" if chip in TPU_DIMS or target else "none can be asked for it yet"
     return "cpu", None, f"read from the CPU's program: no compiler for {chip} here ({missing}); its messages and memory differ from the chip's own"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from colossus.estimate.groups import axes_of, group_of
@@ -35,6 +35,7 @@ class Message(NamedTuple):
     payload_bytes: int
     source: str
     float32_bytes: int
+    channel: str = ""
 
 
 @dataclass
@@ -45,6 +46,12 @@ class Totals:
     messages: Counter[Message] = field(default_factory=Counter)
     loops: Counter[str] = field(default_factory=Counter)
     endless: int = 0
+
+    def add_fused(self, other: Totals) -> None:
+        """A TPU's compiler spreads one message over several fusions, from its start to its end: a channel counts once."""
+        seen = {message.channel for message in self.messages if message.channel}
+        news = Counter({message: count for message, count in other.messages.items() if message.channel not in seen})
+        self.add(replace(other, messages=news))
 
     def add(self, other: Totals, times: int = 1) -> None:
         self.flop += times * other.flop
@@ -98,7 +105,8 @@ class _Walker:
             totals.flop += product_flop(instruction, body)
             called = instruction.attribute("calls") or (instruction.attribute("to_apply") if opcode == "call" else None)
             if called:
-                totals.add(self.computation(called.lstrip("%")))
+                inside = self.computation(called.lstrip("%"))
+                (totals.add_fused if opcode == "fusion" else totals.add)(inside)
 
     def loop(self, totals: Totals, instruction: Instruction, around: Computation) -> None:
         inside = self.computation(instruction.attribute("body") or "")
@@ -111,10 +119,11 @@ class _Walker:
 
     def message(self, opcode: str, instruction: Instruction, body: Computation) -> Message:
         group = group_of(instruction.attributes, _product(self.mesh))
-        sent = operand_arrays(instruction, body)
+        sent = list(instruction.result) if opcode == "all-reduce" else operand_arrays(instruction, body)  # a TPU's may round what it sums
         times = len(group) if opcode == "all-gather" else 1
         payload, wide = (times * sum(array.num_bytes for array in part) for part in (sent, [array for array in sent if array.dtype == "f32"]))
-        return Message(opcode, axes_of(group, self.mesh), len(group), payload, instruction.source, wide)
+        channel = instruction.attribute("channel_id") or ""
+        return Message(opcode, axes_of(group, self.mesh), len(group), payload, instruction.source, wide, channel)
 
 
 def _branches(instruction: Instruction) -> list[str]:

@@ -16,10 +16,9 @@ from colossus.spec.layout import Layout
 from colossus.spec.model import ModelCard, untrainable
 from colossus.spec.program import Compiler, Platform, ProgramOrder
 
-# What libtpu calls a generation where it is not the catalog's own word; which slices are flat; which chips are two devices each.
-_TPU_NAMES = {"v7": "tpu7x"}
-_FLAT = ("v5e", "v6e")
-_TWO_DEVICES = ("v4", "v7")
+# TPUs whose programs are read right, with the dims of their slices. Of the others libtpu's compiler dies (v7), JAX takes no mesh
+# of two devices a chip (v4), or its program holds products more than once (v6e): their program is the CPU's.
+TPU_DIMS = {"tpu-v5p": 3, "tpu-v5e": 2}
 
 
 def trainable_layout(question: Question) -> Layout:
@@ -69,9 +68,8 @@ def program_order(question: Question, layout: Layout, compiler: Compiler, most_d
 def check_trainable(question: Question, layout: Layout) -> None:
     """SpecError with everything in the model, the machine or the batch that the trainer cannot do as laid out."""
     problems = untrainable(question.card) or check_layout(question.card, layout, question.num_sequences, question.sequence_tokens)
-    most = question.num_chips * devices_per_chip(question.chip)
-    if layout.num_devices not in (question.num_chips, most):
-        rule = f"dp x fsdp x tp must be the {most} devices asked for"
+    if layout.num_devices != question.num_chips:
+        rule = f"dp x fsdp x tp must be the {question.num_chips} devices asked for"
         problems = [*problems, Problem(path="layout", value=str(layout.num_devices), rule=rule, hint=f"--chips {layout.num_devices}")]
     if problems:
         raise SpecError("--read-program", problems)
@@ -91,21 +89,16 @@ def fewer_copies(layout: Layout, most_devices: int) -> Layout:
 
 def topology(chip: str, chips_per_node: int, num_devices: int) -> str:
     """A machine of so many devices: ``v5p:8x8x8`` for TPUs, slices x hosts x chips for GPUs."""
-    if not chip.startswith("tpu-"):
+    if chip not in TPU_DIMS:
         per_node = min(chips_per_node, num_devices)
         return f"1x{num_devices // per_node}x{per_node}"
-    name = chip.removeprefix("tpu-")
-    sides = torus(max(1, num_devices // devices_per_chip(chip)), 2 if name in _FLAT else 3)
-    return f"{_TPU_NAMES.get(name, name)}:{'x'.join(map(str, sides))}"
-
-
-def devices_per_chip(chip: str) -> int:
-    """How many devices JAX sees in a chip."""
-    return 2 if chip.removeprefix("tpu-") in _TWO_DEVICES else 1
+    num_dims = TPU_DIMS[chip]
+    sides = sorted(torus(num_devices, num_dims), reverse=num_dims == 3)  # a host of v5p is 2x2x1
+    return f"{chip.removeprefix('tpu-')}:{'x'.join(map(str, sides))}"
 
 
 def torus(num_chips: int, num_dims: int) -> tuple[int, ...]:
-    """Sides whose product is the number of chips, as equal as they can be, smallest first."""
+    """Sides whose product is the number of chips, as equal as they can be."""
     if num_dims == 1:
         return (num_chips,)
     root = round(num_chips ** (1 / num_dims))
