@@ -17,7 +17,7 @@ from colossus.spec.program import Compiler, ProgramAccount, ProgramOrder
 # The CPU's back end makes up no more devices than these: at 4096 it takes them for several processes'.
 MAX_MADE_UP_DEVICES = 2048
 # What each compiler needs from an install.
-_MODULES: dict[Compiler, tuple[str, ...]] = {"cpu": ("jaxlib",), "tpu": ("libtpu",), "cuda": ("jax_cuda13_plugin", "jax_cuda13_pjrt", "jax_plugins.xla_cuda13")}
+_MODULES: dict[Compiler, tuple[str, ...]] = {"cpu": ("jaxlib",), "tpu": ("libtpu",), "cuda": ("jax_cuda13_plugin", "jax_plugins.xla_cuda13")}
 
 
 @dataclass(frozen=True)
