@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from colossus.nn import kernels, sharding
+from colossus.nn import kernels, sharding, target
 from colossus.spec.model import ModelCard
 
 Attention = Callable[..., jax.Array]
@@ -31,7 +31,7 @@ def attend(q_bthk: jax.Array, k_btnk: jax.Array, v_btnk: jax.Array, card: ModelC
 
 def default_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, causal: bool, window: int | None) -> jax.Array:
     """cuDNN's on a GPU in bfloat16, the compiled kernel on a CPU in float32 where it can be built, else the plain form."""
-    platform = jax.default_backend()
+    platform = target.platform()
     if platform == "gpu" and q.dtype == jnp.bfloat16:
         local = None if window is None else (window - 1, 0)
         o = jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=causal, local_window_size=local, implementation="cudnn")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from colossus.nn import sharding
+from colossus.nn import sharding, target
 from colossus.nn.attention import Attention
 from colossus.spec.job import Precision
 from colossus.spec.layout import Remat
@@ -46,7 +46,7 @@ class Compute:
     def unrolls(self, num_layers: int) -> bool:
         if self.unroll is not None:
             return self.unroll
-        return self.remat is Remat.NONE and num_layers <= MAX_UNROLLED_LAYERS and jax.default_backend() == "cpu"
+        return self.remat is Remat.NONE and num_layers <= MAX_UNROLLED_LAYERS and target.platform() == "cpu"
 
 
 def rematerialized(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:

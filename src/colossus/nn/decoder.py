@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from colossus.nn import sharding
+from colossus.nn import sharding, target
 from colossus.nn.attention import attend
 from colossus.nn.compute import Compute, gather, gather_layers, gather_shards, gather_weights, named, rematerialized
 from colossus.nn.compute import unstack as unstack_array
@@ -103,7 +103,7 @@ def _communicates_at_ends(card: ModelCard, compute: Compute) -> bool:
     """
     cuts = sharding.axis_size("dp") * sharding.axis_size("fsdp") > 1 and sharding.axis_size("tp") == 1
     keeps = sharding.axis_size("fsdp") == 1 or compute.remat is Remat.NONE
-    return cuts and keeps and card.moe is None and jax.default_backend() == "cpu"
+    return cuts and keeps and card.moe is None and target.platform() == "cpu"
 
 
 def _layers_on_batch_shards(stacked: Weights, x_btd: jax.Array, rope: Rope, card: ModelCard, compute: Compute) -> tuple[jax.Array, Any]:

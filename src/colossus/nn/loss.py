@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from colossus.nn import kernels, sharding
+from colossus.nn import kernels, sharding, target
 from colossus.nn.kernels.ffi import usable
 
 # Bytes of one chunk's float32 logits on one device: the caches of a CPU core, or enough rows to fill an accelerator.
@@ -90,7 +90,7 @@ def _together(total: jax.Array, d_x: jax.Array, d_kernel: jax.Array, scatter: bo
 
 def default_chunk(width: int) -> int:
     """Tokens of a chunk, for ``width`` logits each on a device: a power of two."""
-    budget = CPU_CHUNK_BYTES if jax.default_backend() == "cpu" else CHUNK_BYTES
+    budget = CPU_CHUNK_BYTES if target.platform() == "cpu" else CHUNK_BYTES
     return 2 ** max(5, int(math.log2(max(1, budget // (4 * width)))))
 
 

@@ -20,14 +20,15 @@ from colossus.spec.layout import MESH_AXES, Layout
 from colossus.spec.run import Run
 from colossus.train import distributed
 from colossus.train.checkpoint import DiskTier, newest_good_step, read_meta, remove_step, remove_unfinished, saved_steps
+from colossus.train.compiling import abstract_state, compile_step
 from colossus.train.feed import Feed
 from colossus.train.kept import KeptPrograms, Programs
 from colossus.train.loop import EventLog, Loop, Setup
-from colossus.train.optimizer import learning_rate, make_optimizer, state_specs
+from colossus.train.optimizer import learning_rate, make_optimizer
 from colossus.train.program import Program
 from colossus.train.ram import RamTier
 from colossus.train.registry import load_program
-from colossus.train.step import REQUESTS, init_state, make_eval, make_step
+from colossus.train.step import init_state, make_eval
 from colossus.train.tracking import open_trackers
 
 _READY_TIMEOUT_S = 600.0
@@ -202,17 +203,6 @@ class Session:
         self._mark_s = now
 
 
-def abstract_state(program: Program, optimizer: Any, layout: Layout, mesh: Any) -> Any:
-    """Shapes, dtypes and shardings of the training state on a mesh; nothing is allocated."""
-    shapes = jax.eval_shape(lambda: init_state(program, optimizer, 0))
-    params = shapes["params"]
-    specs = sharding.fallback_specs(params, layout) if program.axes is None else sharding.tree_specs(program.axes, params, layout)
-    whole = PartitionSpec()
-    all_specs = {"step": whole, "params": specs, "opt_state": state_specs(shapes["opt_state"], params, specs, replicated=whole)}
-    placed = sharding.shardings(mesh, all_specs)
-    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, placed)
-
-
 def begin_state(program: Program, optimizer: Any, seed: int, abstract: Any) -> Any:
     """The state before the first step, made in place: each device its own part; pretrained weights where given."""
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -222,17 +212,6 @@ def begin_state(program: Program, optimizer: Any, seed: int, abstract: Any) -> A
     opt_state = jax.jit(optimizer.init, out_shardings=placed["opt_state"])(params)
     step = jax.make_array_from_callback((), placed["step"], lambda _: np.zeros((), np.int32))
     return {"step": step, "params": params, "opt_state": opt_state}
-
-
-def compile_step(program: Program, optimizer: Any, schedule: Any, abstract: Any, batch: Any, requests_sharding: Any, *, seed: int = 0) -> Any:
-    """The train step for these shapes and shardings; the old state's memory is given to the new one."""
-    mesh = requests_sharding.mesh
-    whole = NamedSharding(mesh, PartitionSpec())
-    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    requests = jax.ShapeDtypeStruct((mesh.size, len(REQUESTS)), np.int32, sharding=requests_sharding)
-    threshold = jax.ShapeDtypeStruct((), np.float32, sharding=whole)
-    step = jax.jit(make_step(program, optimizer, schedule, seed=seed), donate_argnums=0, out_shardings=(placed, whole))
-    return step.lower(abstract, batch, threshold, requests).compile()
 
 
 def lazily(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:

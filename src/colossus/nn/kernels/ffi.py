@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax import Array
 
+from colossus.nn import target
 from colossus.nn.kernels.build import Unavailable, library
 
 TARGETS = tuple(
@@ -37,7 +38,7 @@ def in_use() -> bool:
 def usable(*arrays: Array) -> bool:
     """Whether kernels can take these arrays on the default backend: a CPU, float32, and a library."""
     in_float32 = all(x.dtype == "float32" and x.size > 0 for x in arrays)
-    return in_float32 and jax.default_backend() == "cpu" and unavailable() is None
+    return in_float32 and target.platform() == "cpu" and unavailable() is None
 
 
 def call(name: str, shapes: Sequence[tuple[int, ...]], *arrays: Array, **attributes: Any) -> tuple[Array, ...]:
