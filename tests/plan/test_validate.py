@@ -30,7 +30,9 @@ def test_a_wrong_coefficient_is_found():
 
 def test_rows_that_contradict_themselves_are_named_not_crashed_on():
     row = RUNS[0].cells
-    broken = [PublishedRun({**row, "id": name, **change}) for name, change in (("heads", {"kv_heads": "5"}), ("chips", {"tp": "7"}), ("task", {"task": "lora"}))]
+    broken = [
+        PublishedRun({**row, "id": name, **change}) for name, change in (("heads", {"kv_heads": "5"}), ("chips", {"tp": "7"}), ("task", {"task": "lora"}))
+    ]
     found = validate(broken, load_coefficients())
     assert [bool(row.reason and row.id in row.reason) for row in found.rows] == [True] * 3
     with pytest.raises(DataError, match="not a number"):

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from colossus.cli.common import json_option, paper, print_json, runs_option, set_option
+from colossus.cli.program import program_options
 
 
 @click.command("plan")
@@ -29,6 +30,7 @@ from colossus.cli.common import json_option, paper, print_json, runs_option, set
 @click.option("--scaling", is_flag=True, help="The best layout on halves of the machine too: time, chips and money.")
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Write the plan as one self-contained page with plots.")
 @click.option("--workers", type=int, help="Worker processes, on this machine.")
+@program_options
 @set_option
 @runs_option
 @json_option
@@ -42,7 +44,13 @@ def command(job: str, machine: str | None, assignments: tuple[str, ...], runs: P
         return
     from colossus.cli.planning import ask, show
 
-    show(ask(job, machine, assignments, runs, options), options, as_json=as_json)
+    asked = ask(job, machine, assignments, runs, options)
+    if options["read_program"]:
+        from colossus.cli.program import show_program
+
+        show_program(asked, options, as_json=as_json)
+        return
+    show(asked, options, as_json=as_json)
 
 
 def _plan_here(job_file: Path, assignments: tuple[str, ...], workers: int | None, runs: Path, *, as_json: bool) -> None:

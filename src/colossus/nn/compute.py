@@ -75,7 +75,9 @@ def gather(weight: jax.Array, axes: tuple[str, ...], dtype: Any) -> jax.Array:
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(weight: jax.Array, axes: tuple[str, ...], dtype: Any) -> jax.Array:
     whole = tuple(None if axis == "model" else axis for axis in axes)
-    return sharding.constrain(weight.astype(dtype), *whole)
+    # Cut once more in the compute dtype: else XLA may gather first and cast then, and float32 is what travels.
+    small = weight if weight.dtype == dtype else sharding.constrain(weight.astype(dtype), *axes)
+    return sharding.constrain(small, *whole)
 
 
 def _gather_forward(weight: jax.Array, axes: tuple[str, ...], dtype: Any) -> tuple[jax.Array, None]:
