@@ -43,6 +43,7 @@ def main() -> None:
         "median_error_fraction": float(np.median(size)),
         "p90_error_fraction": float(np.percentile(size, 90)),
         "bias_fraction": float(np.median(errors)),
+        "measured_over_estimated_p5_p95": [float(value) for value in np.percentile(1 / (1 + np.array(errors)), [5, 95])],
     }
     print(record("holdout", figures).read_text())
 

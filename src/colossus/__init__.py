@@ -10,7 +10,11 @@ _PLACES = {"ArrayDataset": "colossus.train.program", "Program": "colossus.train.
 
 
 def __getattr__(name: str) -> Any:
-    """What a network of one's own needs, imported when it is named: ``from colossus import Program``."""
+    """What a network of one's own needs, imported when it is named: ``from colossus import Program``; ``colossus.plan(job, machine)``."""
+    if name == "plan":
+        import importlib
+
+        return importlib.import_module("colossus.plan")
     if name not in _PLACES:
         raise AttributeError(f"module 'colossus' has no attribute {name!r}")
     import importlib

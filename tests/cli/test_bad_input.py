@@ -66,6 +66,11 @@ def test_an_unknown_model_names_the_nearest(complain, tmp_path, text):
     assert "llama-3-8b" in complain("train", write_job(tmp_path, text, model='"lama-3-8b"'))
 
 
+@pytest.mark.parametrize(("model", "part"), [("deepseek-v3", "model.mla"), ("gpt-3-175b", "model.activation"), ("grok-1", "capped logits")])
+def test_a_model_that_can_only_be_planned_is_not_trained_as_another(complain, tmp_path, text, model, part):
+    assert part in complain("train", write_job(tmp_path, text, model=f'"{model}"'))
+
+
 def test_a_model_folder_without_a_model(complain, tmp_path, text):
     assert "config.json" in complain("train", write_job(tmp_path, text, model=f'"{tmp_path}"'))
 

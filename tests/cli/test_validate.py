@@ -176,7 +176,7 @@ def test_calibrating_brings_ones_own_runs_nearer(run, tmp_path):
     assert written["source"].endswith("mine.csv") and written["date"] and written["num_runs"] == 3
     slower = {"chip": "b200", "precision": "bfloat16", "program": "megatron-plain"}
     assert load_coefficients(own).get("gemm_fraction", **slower) < load_coefficients().get("gemm_fraction", **slower)
-    assert load_coefficients(own).interval("torchtitan") == load_coefficients().interval("torchtitan")
+    assert load_coefficients(own).spread["torchtitan"] == load_coefficients().spread["torchtitan"]
 
 
 def test_calibrating_needs_runs(run, tmp_path):

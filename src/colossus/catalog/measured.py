@@ -63,8 +63,14 @@ class Coefficients:
             found = self.values.get(scope, {}).get(keys[scope], {}).get(name, found)
         return found
 
-    def interval(self, program: str) -> tuple[float, float]:
-        """Of measured over estimated time, 5th and 95th percentile; the widest known where the program is unknown."""
+    def knows(self, chip: str, precision: str) -> bool:
+        """Whether runs on this chip in this precision were among those fitted on."""
+        return bool(self.values.get("chip_precision", {}).get(f"{chip} {precision}"))
+
+    def interval(self, program: str, *, chip: str, precision: str) -> tuple[float, float]:
+        """Of measured over estimated time, 5th and 95th percentile; as far as on models not seen where the chip was not (benchmarks/holdout.py)."""
+        if not self.knows(chip, precision):
+            return tuple(_read("unseen.toml")["measured_over_estimated"])
         ends = list(self.spread.values()) or [(1.0, 1.0)]
         return self.spread.get(program, (min(low for low, _ in ends), max(high for _, high in ends)))
 

@@ -15,11 +15,15 @@ from colossus.spec.model import ModelCard
 
 
 class ModelEntry(Spec):
-    """One file of ``catalog/models``. ``date`` is the day the figures were published, ISO 8601."""
+    """One file of ``catalog/models``. ``date`` is the day the figures were published, ISO 8601.
+
+    ``planned_only``: what of the model no card says, so that training it from the card would train another network.
+    """
 
     schema_version: Literal[1] = Field(1, alias="schema")
     source: Annotated[str, Field(min_length=1)]
     date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    planned_only: str | None = None
     model: ModelCard
 
 

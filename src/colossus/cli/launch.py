@@ -20,7 +20,7 @@ from colossus.spec.event import Event, append_events, read_events
 from colossus.spec.job import TrainJob, load_job
 from colossus.spec.layout import Layout
 from colossus.spec.machine import Machine
-from colossus.spec.model import ModelCard
+from colossus.spec.model import ModelCard, untrainable
 from colossus.spec.plan import Infeasible, Plan
 from colossus.spec.run import Inputs, Run, create_run, open_run, write_atomic
 
@@ -132,7 +132,14 @@ def supervise(run: Run, *, kills: Kills) -> str:
 
 
 def resolve_model(job: TrainJob) -> tuple[ModelCard | None, Path | None]:
-    """The job's model card, and the folder of pretrained weights when it names one."""
+    """The job's model card, and the folder of pretrained weights when it names one; SpecError where it can be planned but not trained."""
+    card, weights = _named_model(job)
+    if card is not None and (problems := untrainable(card)):
+        raise SpecError("job", problems, hint="plan it for a machine of the catalog: colossus plan MODEL --on MACHINE")
+    return card, weights
+
+
+def _named_model(job: TrainJob) -> tuple[ModelCard | None, Path | None]:
     if job.model is None or isinstance(job.model, ModelCard):
         return job.model, None
     folder = Path(job.model)
@@ -143,9 +150,12 @@ def resolve_model(job: TrainJob) -> tuple[ModelCard | None, Path | None]:
     if "/" in job.model or folder.is_dir():
         problem = Problem(path="model", value=repr(job.model), rule="is no folder with a config.json", hint="give a Hugging Face folder or a catalog name")
         raise SpecError("job", [problem])
-    from colossus.catalog.models import load_model
+    from colossus.catalog.models import load_model_entry
 
-    return load_model(job.model), None
+    entry = load_model_entry(job.model)
+    if entry.planned_only is not None:
+        raise SpecError("job", [Problem(path="model", value=repr(job.model), rule=f"can be planned, not trained: {entry.planned_only}")])
+    return entry.model, None
 
 
 def make_plan(job: TrainJob, machine: Machine, card: ModelCard | None) -> Plan:

@@ -24,7 +24,7 @@ VERBS = {
     "report": "Show what a run came to, in the terminal and as a page.",
     "compare": "Show two runs side by side.",
     "export": "Write a trained model as a Hugging Face folder.",
-    "plan": "Say which layout a job gets here and what memory it needs.",
+    "plan": "Say which layout a job gets, here or on any machine, and what it takes.",
     "machines": "List machines and nodes that can be planned for, with sources.",
     "chips": "List accelerators: memory, bandwidth, peaks, power, with sources.",
     "models": "List models: parameters, layers, width, context, with sources.",

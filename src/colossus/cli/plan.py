@@ -39,6 +39,8 @@ def command(job: str, machine: str | None, assignments: tuple[str, ...], runs: P
 
     JOB: a job file, or a model of the catalog or a Hugging Face config.json when --on names a machine.
     """
+    if machine is None and Path(job).suffix not in (".toml", ".py"):
+        raise click.UsageError(f"{job!r} is no job file; to plan a model name a machine too: colossus plan {job} --on h100-sxm*64")
     if machine is None:
         _plan_here(Path(job), assignments, workers, runs, as_json=as_json)
         return

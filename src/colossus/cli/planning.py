@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ def show(asked: Asked, options: dict[str, Any], *, as_json: bool) -> None:
     found = answer(asked.question, name=asked.model, total_tokens=asked.total_tokens, top=options["top"], objective=options["objective"])
     if isinstance(found, Infeasible):
         raise InfeasibleError(found.reason, hint=found.fit)
-    why = explain(asked.question, _layout(options["why"])) if options["why"] else None
-    swings = tornado(asked.question) if options["tornado"] or options["page"] else []
+    question = replace(asked.question, num_chips=found.num_chips)  # cost and energy choose the chips
+    why = explain(question, _layout(options["why"])) if options["why"] else None
+    swings = tornado(question) if options["tornado"] or options["page"] else []
     scales = scaling(asked.question, asked.total_tokens) if options["scaling"] or options["page"] else []
     if options["page"]:
         _write_page(options["page"], found, swings, scales)

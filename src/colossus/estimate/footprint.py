@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from colossus.estimate.shape import Cut, Numbers, Shape, Table
+from colossus.estimate.shape import Cut, Numbers, Shape, Table, stage_imbalance
 
 _BYTES = 2
 # AdamW with 32-bit master weight and two moments; with ZeRO 3 the 32-bit shard is the weight itself.
@@ -49,24 +49,40 @@ class Footprint:
 
 
 def footprint(shape: Shape, cut: Cut, holding: Holding) -> Footprint:
-    """The peak of the fullest chip: a pipeline's first stage, or every chip where there is none."""
-    dense, routed = (shape.dense_params / cut.pp + _stage_tables(shape, cut)) / cut.tp, shape.expert_params / cut.pp / cut.ep
+    """The peak of the fullest chip: of a pipeline's first stage, which keeps most microbatches, or of its last, which has the logits."""
+    first = _stage(shape, cut, holding, in_flight=_in_flight(cut), logits_bytes=np.where(cut.pp > 1, 0.0, holding.logits_bytes))
+    ahead = np.where(cut.virtual_stages > 1, 1 + (cut.pp - 1) / cut.virtual_stages, 1.0)
+    last = _stage(shape, cut, holding, in_flight=np.minimum(ahead, cut.num_microbatches), logits_bytes=holding.logits_bytes)
+    is_last = (cut.pp > 1) & (last.total_bytes > first.total_bytes)
+    return Footprint(**{name: np.where(is_last, getattr(last, name), value) for name, value in vars(first).items()})
+
+
+def _stage(shape: Shape, cut: Cut, holding: Holding, *, in_flight: Numbers, logits_bytes: Numbers) -> Footprint:
+    fullest = stage_imbalance(shape, cut)
+    dense = (fullest * shape.dense_params / cut.pp + _stage_tables(shape, cut)) / cut.tp
+    routed = fullest * shape.expert_params / cut.pp / cut.ep
     data, expert_data = cut.dp * cut.cp, np.maximum(cut.dp * cut.cp * cut.tp / cut.ep, 1.0)
     held = dense + routed
     shard = dense / data + routed / expert_data
     whole3 = cut.weights_sharded > 0
     state = np.where(cut.optimizer_sharded > 0, shard, held)
-    layer = (shape.dense_params + shape.expert_params / cut.ep) / shape.num_layers / cut.tp
+    layer = shape.dense_params / shape.num_layers / cut.tp + shape.expert_params / np.maximum(shape.num_moe_layers, 1.0) / cut.ep
     parts = {
         "weights_bytes": np.where(whole3, _WHOLE_BYTES * shard, _BYTES * held),
         "gradients_bytes": _WHOLE_BYTES * np.where(whole3, shard, held),
         "optimizer_bytes": np.where(whole3, 2 * _WHOLE_BYTES * shard, _STATE_BYTES * state),
-        "activations_bytes": holding.activation_factor * _activations_bytes(shape, cut, holding),
-        "logits_bytes": _logits_bytes(shape, cut, holding),
+        "activations_bytes": holding.activation_factor * _activations_bytes(shape, cut, holding, fullest * in_flight),
+        "logits_bytes": logits_bytes * cut.tokens * shape.vocab_size / cut.tp,
         "buffers_bytes": np.where(whole3, 2 * _BYTES * layer + (_BYTES + _WHOLE_BYTES) * shape.vocab_size * shape.model_dim / cut.tp, 0.0),
     }
     lost = holding.fragment_fraction * sum(parts.values())
     return Footprint(**parts, runtime_bytes=holding.runtime_bytes + lost)
+
+
+def _in_flight(cut: Cut) -> Numbers:
+    """Microbatches that a pipeline's first stage holds at once: 1F1B as many as stages, interleaving a part of another."""
+    ahead = np.where(cut.virtual_stages > 1, cut.pp + (cut.pp - 1) / cut.virtual_stages, cut.pp)
+    return np.minimum(ahead, cut.num_microbatches)
 
 
 def _stage_tables(shape: Shape, cut: Cut) -> Numbers:
@@ -81,7 +97,7 @@ def values_per_token(shape: Shape, cut: Cut) -> tuple[Numbers, Numbers]:
     the feed-forward's inputs, gate, up and product; experts keep theirs for each token they get, and its copies.
     """
     d, tp = shape.model_dim, cut.tp
-    heads = (shape.num_heads * (shape.query_dim + 2 * shape.value_dim) + shape.num_kv_heads * (shape.head_dim + shape.value_dim)) / tp
+    heads = (shape.num_heads * (shape.query_dim + 2 * shape.value_dim) + np.maximum(shape.num_kv_heads, tp) * (shape.head_dim + shape.value_dim)) / tp
     kv = np.where(shape.is_latent, (shape.query_rank + shape.kv_rank) * 2 + shape.num_heads * (shape.head_dim + shape.value_dim) / tp, 0.0)
     attention = 4 * d / tp + heads + kv
     per_width = shape.ffn_inputs + 1
@@ -91,13 +107,10 @@ def values_per_token(shape: Shape, cut: Cut) -> tuple[Numbers, Numbers]:
     return dense, mixture
 
 
-def _activations_bytes(shape: Shape, cut: Cut, holding: Holding) -> Numbers:
+def _activations_bytes(shape: Shape, cut: Cut, holding: Holding, in_flight: Numbers) -> Numbers:
     dense, mixture = values_per_token(shape, cut)
     kept_dense, kept_mixture = (_kept(shape, cut, width, holding) for width in (dense, mixture))
     per_token = (shape.num_dense_layers * kept_dense + shape.num_moe_layers * kept_mixture) / cut.pp
-    # 1F1B: the first stage holds pp microbatches, interleaving adds part of another: 1 + (pp - 1) / (pp v).
-    ahead = np.where(cut.virtual_stages > 1, cut.pp + (cut.pp - 1) / cut.virtual_stages, cut.pp)
-    in_flight = np.minimum(ahead, cut.num_microbatches)
     working = np.where(cut.recompute + cut.selective > 0, np.maximum(dense, mixture * (shape.num_moe_layers > 0)), 0.0)
     return _BYTES * cut.tokens * (per_token * in_flight + working)
 
@@ -105,8 +118,3 @@ def _activations_bytes(shape: Shape, cut: Cut, holding: Holding) -> Numbers:
 def _kept(shape: Shape, cut: Cut, width: Numbers, holding: Holding) -> Numbers:
     """Of a layer's values: its input alone with full recompute, a part with selective, all without."""
     return np.where(cut.recompute > 0, shape.model_dim / cut.tp, np.where(cut.selective > 0, holding.selective_kept * width, width))
-
-
-def _logits_bytes(shape: Shape, cut: Cut, holding: Holding) -> Numbers:
-    """Logits with their copies and gradients, on the stage that has the head; a pipeline's first stage has none."""
-    return np.where(cut.pp > 1, 0.0, holding.logits_bytes) * cut.tokens * shape.vocab_size / cut.tp

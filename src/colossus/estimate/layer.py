@@ -110,7 +110,7 @@ def elementwise(width: Numbers, tokens: Numbers, device: Device, passes: Numbers
 
 
 def attention_width(shape: Shape, cut: Cut) -> Numbers:
-    heads = 2 * shape.num_heads * shape.query_dim + 2 * shape.num_kv_heads * shape.head_dim
+    heads = 2 * shape.num_heads * shape.query_dim + 2 * np.maximum(shape.num_kv_heads, cut.tp) * shape.head_dim
     return (8 * shape.model_dim + heads) / cut.tp
 
 
@@ -131,7 +131,7 @@ def tensor_parallel(shape: Shape, cut: Cut, device: Device, *, is_moe: bool) -> 
 
 def context_parallel(shape: Shape, cut: Cut, device: Device, core: Pass) -> Pass:
     """Ring attention: keys and values pass all ranks while attention runs; what it does not cover is exposed."""
-    width = np.where(shape.is_latent, shape.num_heads * (shape.query_dim + shape.value_dim), 2 * shape.num_kv_heads * shape.head_dim)
+    width = np.where(shape.is_latent, shape.num_heads * (shape.query_dim + shape.value_dim), 2 * np.maximum(shape.num_kv_heads, cut.tp) * shape.head_dim)
     ring_s = gather_s(device, cut.tokens * cut.cp * width / cut.tp * _BYTES, cut.cp, cut.tp)
     return Pass(
         forward_s=np.maximum(ring_s - _COVER * core.forward_s, _UNCOVERED * ring_s),

@@ -176,3 +176,9 @@ class Device(Table):
     scale_up_latency_s: Numbers
     scale_out_bytes_per_s: Numbers
     scale_out_latency_s: Numbers
+
+
+def stage_imbalance(shape: Shape, cut: Cut) -> Numbers:
+    """Layers of the fullest pipeline stage over the mean. Embedding and head may take a layer's place each, as in Llama 3 405B."""
+    even = (shape.num_layers % cut.pp == 0) | ((shape.num_layers + 2) % cut.pp == 0)
+    return np.where(even, 1.0, np.ceil(shape.num_layers / cut.pp) * cut.pp / shape.num_layers)

@@ -10,7 +10,7 @@ from colossus.estimate import layer
 from colossus.estimate.collectives import gather_s, send_s
 from colossus.estimate.layer import Gemms, Pass
 from colossus.estimate.profile import Profile
-from colossus.estimate.shape import Cut, Device, Numbers, Shape
+from colossus.estimate.shape import Cut, Device, Numbers, Shape, stage_imbalance
 
 _BYTES = 2
 # A layer takes the longer of its device time and of launching it; the power joins the two smoothly.
@@ -85,7 +85,7 @@ def step_parts(shape: Shape, cut: Cut, device: Device, profile: Profile) -> Step
     }
     stage_s = sum(layers.values()) / cut.num_microbatches
     once_s = _head_s(shape, cut, device, profile) * np.where(cut.pp > 1, profile.head_on_critical, 1.0)
-    send = np.where(cut.pp > 1, 2 * send_s(device, cut.tokens / cut.tp * shape.model_dim * _BYTES, cut.tp * cut.cp), 0.0)
+    send = np.where(cut.pp > 1, 2 * send_s(device, cut.tokens / cut.tp * shape.model_dim * _BYTES, cut.tp * cut.cp * cut.dp), 0.0)
     parts = {
         **layers,
         "head_s": cut.num_microbatches * once_s,
@@ -98,12 +98,6 @@ def step_parts(shape: Shape, cut: Cut, device: Device, profile: Profile) -> Step
     parts["overhead_s"] = profile.step_overhead_s + np.zeros_like(compute_s)
     spread = profile.jitter_per_doubling * np.log2(np.maximum(cut.num_chips / 8, 1.0))
     return StepParts(**parts, jitter_s=sum(parts.values()) * spread)
-
-
-def stage_imbalance(shape: Shape, cut: Cut) -> Numbers:
-    """Layers of the fullest pipeline stage over the mean. Embedding and head may take a layer's place each, as in Llama 3 405B."""
-    even = (shape.num_layers % cut.pp == 0) | ((shape.num_layers + 2) % cut.pp == 0)
-    return np.where(even, 1.0, np.ceil(shape.num_layers / cut.pp) * cut.pp / shape.num_layers)
 
 
 def _dense_layer(shape: Shape, cut: Cut, device: Device, profile: Profile) -> _Layer:

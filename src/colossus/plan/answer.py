@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def choice_at(question: Question, candidates: Candidates, index: int, total_toke
     """All that one layout takes."""
     cut, parts, memory = candidates.at(index)
     step_s = float(candidates.step_s[index])
-    low, high = question.coefficients.interval(question.program.name)
+    low, high = question.coefficients.interval(question.program.name, chip=question.chip, precision=question.precision)
     tokens = question.num_sequences * question.sequence_tokens
     time_s = total_tokens / tokens * step_s
     flop = train_flop(question.card, question.num_sequences, question.sequence_tokens).model_flop / step_s / question.num_chips
@@ -169,7 +170,8 @@ def _limit(parts_s: dict[str, float], step_s: float) -> str:
 def _peak_flop_per_s(question: Question) -> float:
     """The peak behind MFU: the chip's 16-bit one in every precision, so that plans compare."""
     peaks = question.machine.node.chip.peak_flop_per_s
-    return (peaks.get("bfloat16") or peaks.get("float16") or peaks["float32"]).value
+    scaled = [change.factor for change in question.changes if change.figure == "chip.peak"]
+    return (peaks.get("bfloat16") or peaks.get("float16") or peaks["float32"]).value * prod(scaled)
 
 
 def _bill(question: Question, time_s: float) -> dict[str, float | None]:
@@ -197,15 +199,27 @@ def _value(figure: Figure | None) -> float | None:
 
 
 def _notes(question: Question) -> list[str]:
-    notes = [f"{question.program.name}: what that program makes of {question.chip}, as fitted on published runs; --program names another"]
+    known = question.coefficients.knows(question.chip, question.precision)
+    name = question.program.name
+    notes = [f"{name}: how well that program does on {question.chip}, as fitted on published runs; --program names another"] if known else []
+    if not known:
+        notes.append(
+            f"estimates were fitted on no run on {question.chip} in {question.precision}: efficiencies are assumed, those of {name} apart; trust them less"
+        )
     spare = question.machine.num_chips - question.num_chips
-    if 0 < spare < question.machine.num_chips / 2:
+    if question.is_whole and spare:
         notes.append(f"{spare:,} of {question.machine.num_chips:,} chips are left over, as spares: the batch does not divide by more")
-    if not question.coefficients.values.get("chip_precision", {}).get(f"{question.chip} {question.precision}"):
-        notes.append(f"no run on {question.chip} in {question.precision} has been published that we know: its efficiency is assumed, and less certain")
+    if question.changes:
+        notes.append(f"what if {' and '.join(map(str, question.changes))}: the machine as it is takes {_plain_step(question)} a step")
     if question.precision != "bfloat16":
         notes.append("MFU is over the 16-bit peak")
     return notes
+
+
+def _plain_step(question: Question) -> str:
+    candidates = search(replace(question, changes=()))
+    order = candidates.order()
+    return format_quantity(float(candidates.step_s[order[0]]), "s") if len(order) else "more memory than it has and no time at all: nothing fits"
 
 
 def _infeasible(question: Question, candidates: Candidates) -> Infeasible:
@@ -220,7 +234,8 @@ def _infeasible(question: Question, candidates: Candidates) -> Infeasible:
     described = layout_of(candidates.at(index)[0]).describe()
     reason = f"no layout fits {question.num_chips} chips of {_size(room)}: the smallest need is {_size(least)} a chip, as {described}"
     more = next((chips for chips in _doublings(question) if _fits(replace(question, num_chips=chips))), None)
-    ways = [f"--chips {more}" if more else "", f"chips of {_size(least / 0.97)} or more", "fewer sequences of fewer tokens"]
+    enough = "" if more is None else f"--chips {more}" if more <= question.machine.num_chips else f"{more} chips, e.g. --on {question.chip}*{more}"
+    ways = [enough, f"chips of {_size(least / 0.97)} or more", "fewer sequences of fewer tokens"]
     return Infeasible(reason=reason, fit="; or ".join(filter(None, ways)))
 
 
@@ -253,6 +268,12 @@ def _broken_rules(question: Question, wanted: PlannedLayout) -> Iterator[str]:
         yield f"pp {wanted.pp} is more than {card.num_layers} layers"
     if question.num_sequences % (wanted.dp * wanted.num_microbatch_sequences):
         yield f"dp {wanted.dp} x {wanted.num_microbatch_sequences} a microbatch does not divide {question.num_sequences} sequences"
+    if question.sequence_tokens % (wanted.tp * (2 * wanted.cp if wanted.cp > 1 else 1)):
+        yield f"tp {wanted.tp} and cp {wanted.cp} do not cut {question.sequence_tokens} tokens evenly"
+    if wanted.zero_stage == 3 and wanted.pp > 1:
+        yield "ZeRO 3 with a pipeline would gather all weights anew for every microbatch"
+    if (wanted.dp * wanted.cp * wanted.tp) % wanted.ep:
+        yield f"ep {wanted.ep} does not divide the {wanted.dp * wanted.cp * wanted.tp} chips of a stage"
     if wanted.ep > 1 and (card.moe is None or card.moe.num_experts % wanted.ep):
         yield f"ep {wanted.ep} does not divide {card.moe.num_experts if card.moe else 'no'} experts"
 

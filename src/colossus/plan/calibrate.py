@@ -21,7 +21,7 @@ from colossus.estimate.step import StepParts, step_parts
 from colossus.plan.published import Case
 
 # A residual of 5 % weighs as much as a coefficient two prior factors away; larger residuals weigh linearly.
-_RESIDUAL, _PRIOR_WEIGHT = 0.05, 0.8
+_RESIDUAL, _PRIOR_WEIGHT = 0.05, 0.7
 _ROUNDS = 60
 
 Values = dict[str, dict[str, dict[str, float]]]  # scope -> key -> coefficient -> value

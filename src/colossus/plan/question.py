@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from colossus.catalog.nodes import load_node_entry
 from colossus.estimate.parameters import num_parameters
 from colossus.plan.search import Question, most_chips
 from colossus.spec.errors import CatalogError, Problem, SpecError, nearest
-from colossus.spec.job import Precision, TrainJob, load_job
+from colossus.spec.job import TrainJob, load_job
 from colossus.spec.machine import Machine
 from colossus.spec.model import ModelCard
 
@@ -54,41 +55,46 @@ def ask(
     """Reads what the user named; every wrong name is an error with the nearest right one. ``coefficients``: a user's own, laid over the catalog's."""
     name, card, file = _model(job, assignments)
     length, count, default_tokens = _batch(card, file, sequences, sequence_tokens)
-    entry = load_machine_entry(machine)
+    question = _question(card, length, count, machine, precision=precision, program=program, coefficients=coefficients)
+    if tokens is not None and not 0 < tokens < math.inf:
+        raise _refuse("--tokens", str(tokens), "must be above zero, and a number")
+    return Asked(question=_on_chips(question, chips), model=name, total_tokens=tokens or default_tokens)
+
+
+def question_of(job: TrainJob, machine: str, *, chips: int | None = None, precision: str | None = None, program: str | None = None) -> Asked:
+    """A question from a job as an object (the Python door)."""
+    card = _card_of(job)
+    length, count, tokens = _batch(card, job, None, None)
+    question = _question(card, length, count, machine, precision=precision, program=program, coefficients=None)
+    return Asked(question=_on_chips(question, chips), model=job.name, total_tokens=tokens)
+
+
+def _question(card: ModelCard, length: int, count: int, machine: str, *, precision: str | None, program: str | None, coefficients: Path | None) -> Question:
     place = load_machine(machine)
-    chip = load_node_entry(entry.node).chip
-    wanted = precision or ("bfloat16" if file is None or file.precision is Precision.BFLOAT16 or place.node.chip.kind != "cpu" else "float32")
-    question = Question(
+    chip = load_node_entry(load_machine_entry(machine).node).chip
+    return Question(
         card=card,
         num_sequences=count,
         sequence_tokens=length,
         machine=place,
         chip=chip,
-        num_chips=_chips(place, chips),
-        precision=_checked_precision(wanted, chip),
+        num_chips=place.num_chips,
+        precision=_checked_precision(precision or _usual_precision(chip), chip),
         program=_program(program, place.node.chip.kind),
         coefficients=load_coefficients(coefficients),
     )
-    if tokens is not None and not tokens > 0:
-        raise _refuse("--tokens", str(tokens), "must be above zero")
+
+
+def _on_chips(question: Question, chips: int | None) -> Question:
+    """On so many chips, or on as many as the batch divides by."""
     if chips is None:
-        question = replace(question, num_chips=most_chips(question) or question.num_chips)
-    return Asked(question=question, model=name, total_tokens=tokens or default_tokens)
+        return replace(question, num_chips=most_chips(question) or question.num_chips, is_whole=True)
+    return replace(question, num_chips=_chips(question.machine, chips))
 
 
-def question_of(job: TrainJob, machine: Machine | str, *, name: str | None = None) -> Asked:
-    """A question from a job as an object and a machine of the catalog by name (the Python door)."""
-    if not isinstance(machine, str):
-        raise SpecError("plan", [Problem(path="machine", value=machine.name, rule="must be the name of a machine of the catalog")])
-    card = _card_of(job)
-    entry, place = load_machine_entry(machine), load_machine(machine)
-    chip = load_node_entry(entry.node).chip
-    length, count, tokens = _batch(card, job, None, None)
-    question = Question(
-        card=card, num_sequences=count, sequence_tokens=length, machine=place, chip=chip, num_chips=place.num_chips,
-        precision=_checked_precision("bfloat16", chip), program=_program(None, place.node.chip.kind), coefficients=load_coefficients(),
-    )  # fmt: skip
-    return Asked(question=question, model=name or job.name, total_tokens=tokens)
+def _usual_precision(chip: str) -> str:
+    peaks = load_chip_entry(chip).to_chip().peak_flop_per_s
+    return next((name for name in ("bfloat16", "float16", "float32") if name in peaks), "bfloat16")
 
 
 def _model(job: str, assignments: tuple[str, ...]) -> tuple[str, ModelCard, TrainJob | None]:

@@ -43,6 +43,7 @@ class Question:
     precision: str
     program: Program
     coefficients: Coefficients
+    is_whole: bool = False  # whether the user asked for the machine, not for so many of its chips
     changes: tuple[Any, ...] = ()  # plan.whatif.Change: figures of the machine that are tried otherwise
 
     @property
@@ -153,7 +154,7 @@ def _axes(question: Question) -> Iterator[tuple[int, int, int, int, int, int]]:
         for pp in _stages_up_to(card.num_layers, chips // tp):
             for cp in _powers_up_to(min(_MOST_CP, chips // (tp * pp))):
                 dp, rest = divmod(chips, tp * pp * cp)
-                if rest or question.num_sequences % dp or question.sequence_tokens % (2 * cp * tp):
+                if rest or question.num_sequences % dp or question.sequence_tokens % _pieces(tp, cp):
                     continue
                 for ep in _expert_axes(card, dp * cp * tp):
                     for micro in _powers_up_to(min(_MOST_MICROBATCH, question.num_sequences // dp)):
@@ -172,12 +173,17 @@ def most_chips(question: Question) -> int:
     for tp in _divisors_up_to(card.num_heads, min(_MOST_TP, domain)):
         for pp in _stages_up_to(card.num_layers, question.num_chips // tp):
             for cp in _powers_up_to(min(_MOST_CP, question.num_chips // (tp * pp))):
-                if question.sequence_tokens % (2 * cp * tp):
+                if question.sequence_tokens % _pieces(tp, cp):
                     continue
                 counts = shards * (tp * pp * cp)
                 whole = counts[(counts <= question.num_chips) & ((counts % node == 0) | (counts < node))]
                 best = max(best, int(whole.max(initial=0)))
     return best
+
+
+def _pieces(tp: int, cp: int) -> int:
+    """Into how many a sequence is cut: between blocks by tp, and by cp in two halves each, so that causal work is even."""
+    return tp * (2 * cp if cp > 1 else 1)
 
 
 def _expert_axes(card: ModelCard, ranks: int) -> Iterator[int]:

@@ -80,7 +80,7 @@ class Validation:
 
     def problems(self) -> list[str]:
         """Thresholds that do not hold, in words."""
-        return [f"{name} is {value:.1%}, more than {limit:.0%}" for name, value, limit in self._figures() if value > limit]
+        return [f"{name} is {value:.1%}, more than {limit:.0%}" for name, value, limit in self._figures() if not value <= limit]
 
     def _figures(self) -> list[tuple[str, float, float]]:
         groups = [(f"median error of group {summary.name}", summary.median_error_fraction, _GROUP_MEDIAN) for summary in self.by_group]
@@ -124,7 +124,7 @@ def estimate_rows(cases: Sequence[Case], coefficients: Coefficients) -> list[Row
     memory = footprint(tables.shape, tables.cut, Holding.stack([case.holding(coefficients) for case in cases])).total_bytes
     rows = []
     for case, seconds, num_bytes in zip(cases, step_s, memory, strict=True):
-        low, high = coefficients.interval(case.program.name)
+        low, high = coefficients.interval(case.program.name, chip=case.chip, precision=case.precision)
         rows.append(
             Row(
                 **_heading(case.run),

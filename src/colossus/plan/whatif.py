@@ -34,7 +34,8 @@ class Change:
         return f"{self.figure}*{self.factor:g}"
 
     def apply(self, device: Device) -> Device:
-        return replace(device, **{name: getattr(device, name) * self.factor for name in FIGURES[self.figure]})
+        least = 1.0 if self.figure == "scale_up.chips" else 0.0
+        return replace(device, **{name: max(least, getattr(device, name) * self.factor) for name in FIGURES[self.figure]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,8 @@ def parse_change(text: str) -> Change:
     figure, sign, number = match.groups()
     if figure not in FIGURES:
         raise _refuse(text, "names no figure of a machine", nearest(figure, FIGURES) or "figures: " + ", ".join(FIGURES))
-    if not float(number) > 0:
-        raise _refuse(text, "the factor must be above zero", None)
+    if not 0 < float(number) < 1e6:
+        raise _refuse(text, "the factor must be above zero and below a million", None)
     return Change(figure=figure, factor=float(number) if sign == "*" else 1 / float(number))
 
 

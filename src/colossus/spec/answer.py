@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from colossus.spec.base import Spec
-from colossus.spec.layout import Remat
+from colossus.spec.layout import AxisSize, Remat
 
 
 class PlannedLayout(Spec):
@@ -16,14 +16,14 @@ class PlannedLayout(Spec):
     ``ep`` re-cuts dp x cp x tp for experts. ``zero_stage`` 1 shards the optimizer's state over dp, 3 (fsdp) weights and gradients too.
     """
 
-    pp: int = 1
-    dp: int = 1
-    cp: int = 1
-    tp: int = 1
-    ep: int = 1
-    num_virtual_stages: int = 1
-    num_microbatch_sequences: int = 1
-    num_microbatches: int = 1
+    pp: AxisSize = 1
+    dp: AxisSize = 1
+    cp: AxisSize = 1
+    tp: AxisSize = 1
+    ep: AxisSize = 1
+    num_virtual_stages: AxisSize = 1
+    num_microbatch_sequences: AxisSize = 1
+    num_microbatches: AxisSize = 1
     remat: Remat = Remat.NONE
     zero_stage: Literal[1, 3] = 1
 
