@@ -39,8 +39,8 @@ def command(job: str, machine: str | None, assignments: tuple[str, ...], runs: P
 
     JOB: a job file, or a model of the catalog or a Hugging Face config.json when --on names a machine.
     """
-    if machine is None and Path(job).suffix not in (".toml", ".py"):
-        raise click.UsageError(f"{job!r} is no job file; to plan a model name a machine too: colossus plan {job} --on h100-sxm*64")
+    if machine is None and not Path(job).exists():
+        _check_is_no_model(job)
     if machine is None:
         _plan_here(Path(job), assignments, workers, runs, as_json=as_json)
         return
@@ -53,6 +53,13 @@ def command(job: str, machine: str | None, assignments: tuple[str, ...], runs: P
         show_program(asked, options, as_json=as_json)
         return
     show(asked, options, as_json=as_json)
+
+
+def _check_is_no_model(job: str) -> None:
+    from colossus.catalog.models import model_names
+
+    if job in model_names():
+        raise click.UsageError(f"{job!r} is a model, not a job file; name a machine too: colossus plan {job} --on h100-sxm*64")
 
 
 def _plan_here(job_file: Path, assignments: tuple[str, ...], workers: int | None, runs: Path, *, as_json: bool) -> None:
