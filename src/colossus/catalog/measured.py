@@ -115,6 +115,11 @@ def priors() -> dict[str, Prior]:
     return {name: Prior(**entry) for name, entry in _read("priors.toml")["priors"].items()}
 
 
+def usual_rates() -> dict[str, Any]:
+    """Fractions of datasheet rates that are reached where nothing was measured on the very chip or fabric."""
+    return _read("rates.toml")
+
+
 @cache
 def training_power_fraction() -> float:
     """Of a node's power at full load that it draws on average while it trains."""

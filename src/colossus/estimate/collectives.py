@@ -12,10 +12,6 @@ import numpy as np
 
 from colossus.estimate.shape import Device, Numbers
 
-# Of a link's rate that collectives reach with large messages: nccl-tests' bus bandwidth over the datasheet's is 0.75 to 0.8
-# on NVLink 3 to 5 (facts nccl_busbw); 0.85 over 200 and 400 Gb/s InfiniBand (Llama 3, section 3.3.3, and NVIDIA's guides).
-# These two are the defaults of catalog/measured/network.toml, which may say otherwise per fabric.
-
 
 def ring_bytes_per_s(device: Device, size: Numbers, inner: Numbers) -> Numbers:
     """Bytes per second and rank of a ring over ``size`` ranks that stand ``inner`` chips apart."""

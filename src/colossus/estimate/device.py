@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from colossus.catalog.measured import Coefficients, gemm_curve
+from colossus.catalog.measured import Coefficients, gemm_curve, usual_rates
 from colossus.estimate.footprint import Holding
 from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Device
@@ -12,30 +12,24 @@ from colossus.spec.machine import Machine
 
 # Which peak of a chip a precision runs at, where no curve was measured.
 _PEAK_OF = {"mxfp8": "float8", "nvfp4": "float4", "mxfp4": "float4"}
-# Shapes at which a kernel runs at half its rate, where no curve was measured: the mean of the curves of 16 and of 8 bits.
-_HALVES = {"bfloat16": (75.0, 70.0, 95.0), "float8": (90.0, 2000.0, 330.0)}
-_PEAK_FRACTION = 0.8
-# Of a link's and of a memory's datasheet rate that large transfers reach: nccl-tests' bus bandwidth on NVLink 3 to 5 is 0.70
-# to 0.78 of it (catalog facts nccl_busbw), 0.85 over InfiniBand; streaming kernels reach 0.85 of the memory's.
-_SCALE_UP_FRACTION, _SCALE_OUT_FRACTION, _MEMORY_FRACTION = 0.75, 0.85, 0.85
 
 
 def device_of(machine: Machine, chip: str, precision: str) -> Device:
     """``chip``: its catalog name, under which curves are filed."""
     wide, narrow = _curve(machine, chip, "bfloat16"), _curve(machine, chip, precision)
-    node = machine.node
+    node, rates = machine.node, usual_rates()
     up, out = machine.scale_up, machine.scale_out
     bandwidth = node.chip.memory_bandwidth_bytes_per_s
     memory = node.chip.memory_bytes
-    up_rate = _SCALE_UP_FRACTION * up.bandwidth_bytes_per_s_per_chip.value if up else 0.0
-    out_rate = _SCALE_OUT_FRACTION * out.bandwidth_bytes_per_s_per_chip.value if out else up_rate
+    up_rate = rates["scale_up_fraction"] * up.bandwidth_bytes_per_s_per_chip.value if up else 0.0
+    out_rate = rates["scale_out_fraction"] * out.bandwidth_bytes_per_s_per_chip.value if out else up_rate
     return Device(
         gemm_flop_per_s=narrow[0],
         m_half=narrow[1],
         n_half=narrow[2],
         k_half=narrow[3],
         attention_flop_per_s=wide[0],
-        memory_bytes_per_s=_MEMORY_FRACTION * (bandwidth.value if bandwidth else 0.0),
+        memory_bytes_per_s=rates["memory_fraction"] * (bandwidth.value if bandwidth else 0.0),
         memory_bytes=memory.value if memory else float(machine.memory_bytes_per_device),
         domain_chips=float(up.num_chips if up else machine.num_chips),
         scale_up_bytes_per_s=up_rate,
@@ -66,5 +60,5 @@ def _curve(machine: Machine, chip: str, precision: str) -> tuple[float, float, f
         return found["flop_per_s"], found["m_half"], found["n_half"], found["k_half"]
     peaks = machine.node.chip.peak_flop_per_s
     name = next(name for name in (precision, _PEAK_OF.get(precision), "bfloat16", "float16", *peaks) if name in peaks)
-    peak, halves = peaks[name], _HALVES["float8" if is_low_precision(name) else "bfloat16"]
-    return _PEAK_FRACTION * peak.value, *halves
+    peak, halves = peaks[name], usual_rates()["halves"]["float8" if is_low_precision(name) else "bfloat16"]
+    return usual_rates()["peak_fraction"] * peak.value, *halves
