@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from colossus.estimate.shape import Cut, Numbers, Shape, Table, stage_imbalance
+from colossus.estimate.pipeline import in_flight, is_dualpipe, is_folded
+from colossus.estimate.shape import Cut, Numbers, Shape, Table, outer_stage_layers, stage_imbalance
+from colossus.estimate.sharding import shards, updated
 
 _BYTES = 2
 # AdamW with 32-bit master weight and two moments; with ZeRO 3 the 32-bit shard is the weight itself.
@@ -49,29 +51,42 @@ class Footprint:
 
 
 def footprint(shape: Shape, cut: Cut, holding: Holding) -> Footprint:
-    """The peak of the fullest chip: of a pipeline's first stage, which keeps most microbatches, or of its last, which has the logits."""
-    first = _stage(shape, cut, holding, in_flight=_in_flight(cut), logits_bytes=np.where(cut.pp > 1, 0.0, holding.logits_bytes))
-    ahead = np.where(cut.virtual_stages > 1, 1 + (cut.pp - 1) / cut.virtual_stages, 1.0)
-    last = _stage(shape, cut, holding, in_flight=np.minimum(ahead, cut.num_microbatches), logits_bytes=holding.logits_bytes)
-    is_last = (cut.pp > 1) & (last.total_bytes > first.total_bytes)
-    return Footprint(**{name: np.where(is_last, getattr(last, name), value) for name, value in vars(first).items()})
+    """The peak of the fullest chip: of a pipeline's first stage, which keeps most microbatches, of the second, which has more layers
+    where the first has the embedding in one's place, or of the last, which has the logits."""
+    outer, folded = outer_stage_layers(shape, cut), is_folded(cut)
+    table = shape.vocab_size * shape.model_dim
+    whole = (cut.pp == 1) | folded
+    logits = holding.logits_bytes
+    first = _stage(shape, cut, holding, outer, in_flight(cut), np.where(whole, shape.table_params, table), np.where(whole, logits, 0.0))
+    second = _stage(shape, cut, holding, 1.0, in_flight(cut, 1.0), 0.0, 0.0)
+    last = _stage(shape, cut, holding, outer, in_flight(cut, np.maximum(cut.pp - 1, 0.0)), table, logits)
+    inside = (cut.pp > 2) & (outer < 1) & (second.total_bytes > first.total_bytes)
+    most = _pick(inside, second, first)
+    return _pick((cut.pp > 1) & ~folded & (last.total_bytes > most.total_bytes), last, most)
 
 
-def _stage(shape: Shape, cut: Cut, holding: Holding, *, in_flight: Numbers, logits_bytes: Numbers) -> Footprint:
-    fullest = stage_imbalance(shape, cut)
-    dense = (fullest * shape.dense_params / cut.pp + _stage_tables(shape, cut)) / cut.tp
+def _pick(where: Numbers, one: Footprint, other: Footprint) -> Footprint:
+    return Footprint(**{name: np.where(where, getattr(one, name), value) for name, value in vars(other).items()})
+
+
+def _stage(shape: Shape, cut: Cut, holding: Holding, layers: Numbers, num_held: Numbers, table_params: Numbers, logits_bytes: Numbers) -> Footprint:
+    """A stage with ``layers`` of the fullest one's, that holds so many microbatches and this part of embedding and head."""
+    fullest = stage_imbalance(shape, cut) * layers
+    copies = np.where(is_dualpipe(cut), 2.0, 1.0)
+    dense = (fullest * shape.dense_params / cut.pp + table_params) / cut.tp
     routed = fullest * shape.expert_params / cut.pp / cut.ep
-    data, expert_data = cut.dp * cut.cp, np.maximum(cut.dp * cut.cp * cut.tp / cut.ep, 1.0)
-    held = dense + routed
+    data, expert_data = shards(cut)
+    kept = dense + routed
     shard = dense / data + routed / expert_data
     whole3 = cut.weights_sharded > 0
-    state = np.where(cut.optimizer_sharded > 0, shard, held)
+    state = np.where(cut.optimizer_sharded > 0, shard, kept) * (1 - cut.optimizer_offload)
     layer = shape.dense_params / shape.num_layers / cut.tp + shape.expert_params / np.maximum(shape.num_moe_layers, 1.0) / cut.ep
+    scattered = np.where(cut.gradients_sharded > 0, shard + _unscattered(cut, kept, layer), copies * kept)
     parts = {
-        "weights_bytes": np.where(whole3, _WHOLE_BYTES * shard, _BYTES * held),
-        "gradients_bytes": _WHOLE_BYTES * np.where(whole3, shard, held),
-        "optimizer_bytes": np.where(whole3, 2 * _WHOLE_BYTES * shard, _STATE_BYTES * state),
-        "activations_bytes": holding.activation_factor * _activations_bytes(shape, cut, holding, fullest * in_flight),
+        "weights_bytes": np.where(whole3, _WHOLE_BYTES * shard * (1 - cut.optimizer_offload / 2), _BYTES * copies * kept),
+        "gradients_bytes": _WHOLE_BYTES * np.where(whole3, shard, scattered),
+        "optimizer_bytes": np.where(whole3, 2 * _WHOLE_BYTES * shard * (1 - cut.optimizer_offload), _STATE_BYTES * state),
+        "activations_bytes": holding.activation_factor * _activations_bytes(shape, cut, holding, fullest * num_held),
         "logits_bytes": logits_bytes * cut.tokens * shape.vocab_size / cut.tp,
         "buffers_bytes": np.where(whole3, 2 * _BYTES * layer + (_BYTES + _WHOLE_BYTES) * shape.vocab_size * shape.model_dim / cut.tp, 0.0),
     }
@@ -79,40 +94,49 @@ def _stage(shape: Shape, cut: Cut, holding: Holding, *, in_flight: Numbers, logi
     return Footprint(**parts, runtime_bytes=holding.runtime_bytes + lost)
 
 
-def _in_flight(cut: Cut) -> Numbers:
-    """Microbatches that a pipeline's first stage holds at once: 1F1B as many as stages, interleaving a part of another."""
-    ahead = np.where(cut.virtual_stages > 1, cut.pp + (cut.pp - 1) / cut.virtual_stages, cut.pp)
-    return np.minimum(ahead, cut.num_microbatches)
+def _unscattered(cut: Cut, kept: Numbers, layer: Numbers) -> Numbers:
+    """Gradients that wait to be scattered under ZeRO 2: of a virtual stage, whose pp microbatches come in a row, or of two layers."""
+    return np.minimum(kept, np.where(cut.virtual_stages > 1, kept / cut.virtual_stages, 2 * layer))
 
 
-def _stage_tables(shape: Shape, cut: Cut) -> Numbers:
-    """Embedding and head: both on one stage, or one of them on the first and on the last."""
-    return np.where(cut.pp > 1, shape.vocab_size * shape.model_dim, shape.table_params)
+def host_bytes(shape: Shape, cut: Cut) -> Numbers:
+    """What rests in the host's memory for each chip: state of the optimizer, activations that layers keep."""
+    state = cut.optimizer_offload * _STATE_BYTES * updated(shape, cut)
+    return state + cut.activation_offload * kept_bytes(shape, cut) * in_flight(cut)
+
+
+def kept_bytes(shape: Shape, cut: Cut) -> Numbers:
+    """What the layers of one stage keep of one microbatch for the backward pass, nothing recomputed."""
+    dense, mixture = values_per_token(shape, cut)
+    return _BYTES * cut.tokens * (shape.num_dense_layers * dense + shape.num_moe_layers * mixture) / cut.pp
 
 
 def values_per_token(shape: Shape, cut: Cut) -> tuple[Numbers, Numbers]:
     """16-bit values that one token leaves in a dense and in a mixture layer for the backward pass, on one tp rank.
 
-    Two norms' inputs and outputs and the residuals (cut along the sequence), queries, keys, values and attention's output,
-    the feed-forward's inputs, gate, up and product; experts keep theirs for each token they get, and its copies.
+    Both norms' inputs and outputs (cut along the sequence), queries, keys, values and attention's output, the feed-forward's gate,
+    up and product; experts keep theirs for each token they get, and its copies. Nothing twice: a product's output is the next one's
+    input (Korthikanti et al. 2022, section 4, without dropout and scores).
     """
     d, tp = shape.model_dim, cut.tp
-    heads = (shape.num_heads * (shape.query_dim + 2 * shape.value_dim) + np.maximum(shape.num_kv_heads, tp) * (shape.head_dim + shape.value_dim)) / tp
+    heads = (shape.num_heads * (shape.query_dim + shape.value_dim) + np.maximum(shape.num_kv_heads, tp) * (shape.head_dim + shape.value_dim)) / tp
     kv = np.where(shape.is_latent, (shape.query_rank + shape.kv_rank) * 2 + shape.num_heads * (shape.head_dim + shape.value_dim) / tp, 0.0)
     attention = 4 * d / tp + heads + kv
     per_width = shape.ffn_inputs + 1
-    dense = attention + 2 * d / tp + per_width * shape.ffn_dim / tp
+    dense = attention + per_width * shape.ffn_dim / tp
     k = shape.num_experts_per_token
-    mixture = attention + 2 * d / tp + k / tp * (per_width * shape.expert_dim + 3 * d) + per_width * shape.shared_dim / tp
+    mixture = attention + k / tp * (per_width * shape.expert_dim + 3 * d) + per_width * shape.shared_dim / tp
     return dense, mixture
 
 
-def _activations_bytes(shape: Shape, cut: Cut, holding: Holding, in_flight: Numbers) -> Numbers:
+def _activations_bytes(shape: Shape, cut: Cut, holding: Holding, num_held: Numbers) -> Numbers:
+    """Offloaded activations rest elsewhere, but for the layer under way and the one that travels."""
     dense, mixture = values_per_token(shape, cut)
     kept_dense, kept_mixture = (_kept(shape, cut, width, holding) for width in (dense, mixture))
     per_token = (shape.num_dense_layers * kept_dense + shape.num_moe_layers * kept_mixture) / cut.pp
-    working = np.where(cut.recompute + cut.selective > 0, np.maximum(dense, mixture * (shape.num_moe_layers > 0)), 0.0)
-    return _BYTES * cut.tokens * (per_token * in_flight + working)
+    one = np.maximum(dense, mixture * (shape.num_moe_layers > 0))
+    working = np.where(cut.recompute + cut.selective > 0, one, 0.0)
+    return _BYTES * cut.tokens * np.where(cut.activation_offload > 0, 2 * one, per_token * num_held + working)
 
 
 def _kept(shape: Shape, cut: Cut, width: Numbers, holding: Holding) -> Numbers:

@@ -12,28 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from colossus.estimate.collectives import all_to_all_s, gather_s
+from colossus.estimate.context import kernel_tokens
+from colossus.estimate.passes import Pass
 from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Cut, Device, Numbers, Shape
 
 _BYTES = 2  # activations travel and rest in 16 bits
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """Seconds of a forward and a backward pass through something."""
-
-    forward_s: Numbers
-    backward_s: Numbers
-
-    def __add__(self, other: Pass) -> Pass:
-        return Pass(forward_s=self.forward_s + other.forward_s, backward_s=self.backward_s + other.backward_s)
-
-    def __mul__(self, factor: Numbers) -> Pass:
-        return Pass(forward_s=self.forward_s * factor, backward_s=self.backward_s * factor)
-
-    @property
-    def both_s(self) -> Numbers:
-        return self.forward_s + self.backward_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +68,7 @@ def attention_core(shape: Shape, cut: Cut, device: Device, profile: Profile) -> 
     keys = mean_keys(shape, cut)
     heads = shape.num_heads / cut.tp
     flop = 2 * cut.tokens * keys * heads * (shape.query_dim + shape.value_dim)
-    rate = device.attention_flop_per_s * profile.attention_fraction / (1 + profile.attention_half_tokens / cut.sequence_tokens)
+    rate = device.attention_flop_per_s * profile.attention_fraction / (1 + profile.attention_half_tokens / kernel_tokens(cut))
     scores_s = profile.score_passes * cut.tokens * cut.sequence_tokens * heads * _BYTES / device.memory_bytes_per_s
     return Pass(forward_s=flop / rate + scores_s, backward_s=2.5 * profile.attention_backward * flop / rate + 2 * scores_s)
 
@@ -127,20 +111,6 @@ def tensor_parallel(shape: Shape, cut: Cut, device: Device, *, is_moe: bool) -> 
     """
     one_s = gather_s(device, cut.tokens * shape.model_dim * _BYTES, cut.tp, np.ones_like(cut.tp)) * (0.5 if is_moe else 1.0)
     return Pass(forward_s=4 * one_s, backward_s=5 * one_s)
-
-
-def context_parallel(shape: Shape, cut: Cut, device: Device, core: Pass) -> Pass:
-    """Ring attention: keys and values pass all ranks while attention runs; what it does not cover is exposed."""
-    width = np.where(shape.is_latent, shape.num_heads * (shape.query_dim + shape.value_dim), 2 * np.maximum(shape.num_kv_heads, cut.tp) * shape.head_dim)
-    ring_s = gather_s(device, cut.tokens * cut.cp * width / cut.tp * _BYTES, cut.cp, cut.tp)
-    return Pass(
-        forward_s=np.maximum(ring_s - _COVER * core.forward_s, _UNCOVERED * ring_s),
-        backward_s=np.maximum(2 * ring_s - _COVER * core.backward_s, 2 * _UNCOVERED * ring_s),
-    )
-
-
-# Of the attention that runs beside the ring, and of the ring that nothing covers (its first step).
-_COVER, _UNCOVERED = 0.7, 0.1
 
 
 def expert_parallel(shape: Shape, cut: Cut, device: Device) -> Pass:

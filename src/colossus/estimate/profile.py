@@ -32,7 +32,11 @@ class Profile(Table):
     head_on_critical: Numbers  # of the head's time that a pipeline's last stage adds to every microbatch
     # Of its communication: the part that compute does not hide.
     tp_exposed: Numbers
+    cp_cover: Numbers  # of the attention that runs beside the ring of keys and values
+    cp_uncovered: Numbers  # of the ring that nothing covers (its first step)
+    cp_step_s: Numbers  # of one step of the ring: its kernels' launches and tails
     ep_exposed: Numbers
+    dualpipe_exposed: Numbers  # of it under DualPipe
     pp_exposed: Numbers
     dp_hidden: Numbers  # of a stage's backward pass under which gradients and weights travel
     fsdp_hidden: Numbers  # of the step's compute that hides gathering weights

@@ -124,7 +124,7 @@ class Cut(Table):
     """A layout with its batch: axis sizes, microbatches, and what is recomputed, sharded and in which precision.
 
     ``recompute``: 0 nothing, 1 a whole layer; selective counts through ``selective``. ``weights_sharded``: 1 with fsdp (ZeRO 3),
-    where weights are gathered for each microbatch. ``optimizer_sharded``: 1 with ZeRO 1 and above.
+    where weights are gathered for each microbatch. ``optimizer_sharded``: 1 with ZeRO 1 and 2. What most layouts do without has a default.
     """
 
     tp: Numbers
@@ -141,6 +141,12 @@ class Cut(Table):
     weights_sharded: Numbers
     optimizer_sharded: Numbers
     is_low_precision: Numbers  # GEMM inputs of 8 bits or fewer
+    gradients_sharded: Numbers = 0.0  # 1 with ZeRO 2: gradients are scattered as they come
+    replica_groups: Numbers = 1.0  # of ZeRO 3: groups that each hold all weights (HSDP); 1 shards over all
+    schedule: Numbers = 0.0  # of the pipeline: a place in spec.layout.Schedule
+    cp_kind: Numbers = 0.0  # a place in spec.layout.CpKind
+    optimizer_offload: Numbers = 0.0  # 1: master weights and moments rest in the host's memory, which updates them
+    activation_offload: Numbers = 0.0  # 1: what layers keep for the backward pass rests there
 
     @property
     def num_chips(self) -> Numbers:
@@ -176,9 +182,20 @@ class Device(Table):
     scale_up_latency_s: Numbers
     scale_out_bytes_per_s: Numbers
     scale_out_latency_s: Numbers
+    host_bytes_per_s: Numbers = np.inf  # of a chip's link to its host, one way
+    host_memory_bytes_per_s: Numbers = np.inf  # of the host's memory, for each chip
+    host_memory_bytes: Numbers = np.inf  # the same share
+    pod_chips: Numbers = np.inf  # chips with full bisection between domains
+    oversubscription: Numbers = 1.0  # of the network between pods
 
 
 def stage_imbalance(shape: Shape, cut: Cut) -> Numbers:
-    """Layers of the fullest pipeline stage over the mean. Embedding and head may take a layer's place each, as in Llama 3 405B."""
-    even = (shape.num_layers % cut.pp == 0) | ((shape.num_layers + 2) % cut.pp == 0)
-    return np.where(even, 1.0, np.ceil(shape.num_layers / cut.pp) * cut.pp / shape.num_layers)
+    """Layers of the fullest pipeline stage over the mean: 8 over 7.875 where 16 stages have 126 layers."""
+    return np.ceil(shape.num_layers / cut.pp) * cut.pp / shape.num_layers
+
+
+def outer_stage_layers(shape: Shape, cut: Cut) -> Numbers:
+    """Layers of the first and of the last stage over the fullest one's. Where a division leaves places free, they are there, for the
+    embedding and the head: 7 of 8 in Llama 3 405B (arXiv 2407.21783, 3.3.2)."""
+    fullest = np.ceil(shape.num_layers / cut.pp)
+    return np.where(fullest * cut.pp - shape.num_layers >= 2, (fullest - 1) / fullest, 1.0)

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from colossus.estimate import layer
-from colossus.estimate.collectives import gather_s, send_s
-from colossus.estimate.layer import Gemms, Pass
+from colossus.estimate.collectives import send_s
+from colossus.estimate.context import context_parallel
+from colossus.estimate.footprint import kept_bytes
+from colossus.estimate.layer import Gemms
+from colossus.estimate.passes import Pass
+from colossus.estimate.pipeline import bubble_s, is_dualpipe, is_folded
 from colossus.estimate.profile import Profile
-from colossus.estimate.shape import Cut, Device, Numbers, Shape, stage_imbalance
+from colossus.estimate.shape import Cut, Device, Numbers, Shape, outer_stage_layers, stage_imbalance
+from colossus.estimate.sharding import dp_s, fsdp_s, offload_s, optimizer_s
 
 _BYTES = 2
 # A layer takes the longer of its device time and of launching it; the power joins the two smoothly.
 _JOIN = 6.0
-# AdamW reads gradient, master and two moments and writes master, moments and the 16-bit weight: 4 * 4 + 3 * 4 + 2 bytes.
-_OPTIMIZER_BYTES = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class StepParts:
     pp_s: Numbers
     bubble_s: Numbers
     dp_s: Numbers
+    offload_s: Numbers
     optimizer_s: Numbers
     overhead_s: Numbers
     jitter_s: Numbers
@@ -56,9 +60,17 @@ class _Layer:
     ep: Pass
     host_s: Numbers
 
+    @property
+    def forward_s(self) -> Numbers:
+        return sum(part.forward_s for part in (self.gemm, self.attention, self.elementwise, self.tp, self.cp, self.ep))
+
+    @property
+    def weight_s(self) -> Numbers:
+        """Of the backward pass, the products that give the weights' gradients: half of them."""
+        return self.gemm.backward_s / 2
+
     def recompute_s(self, cut: Cut, profile: Profile) -> Numbers:
-        forward_s = sum(part.forward_s for part in (self.gemm, self.attention, self.elementwise, self.tp, self.cp, self.ep))
-        return forward_s * (cut.recompute + cut.selective * profile.selective_recompute)
+        return self.forward_s * (cut.recompute + cut.selective * profile.selective_recompute)
 
     def device_s(self, cut: Cut, profile: Profile) -> Numbers:
         return sum(part.both_s for part in (self.gemm, self.attention, self.elementwise, self.tp, self.cp, self.ep)) + self.recompute_s(cut, profile)
@@ -84,17 +96,18 @@ def step_parts(shape: Shape, cut: Cut, device: Device, profile: Profile) -> Step
         "host_s": total([kind.excess_s(cut, profile) for kind, _ in kinds]),
     }
     stage_s = sum(layers.values()) / cut.num_microbatches
-    once_s = _head_s(shape, cut, device, profile) * np.where(cut.pp > 1, profile.head_on_critical, 1.0)
+    once_s = _head_on_critical_s(shape, cut, profile, _head_s(shape, cut, device, profile), stage_s)
     send = np.where(cut.pp > 1, 2 * send_s(device, cut.tokens / cut.tp * shape.model_dim * _BYTES, cut.tp * cut.cp * cut.dp), 0.0)
     parts = {
         **layers,
         "head_s": cut.num_microbatches * once_s,
-        "pp_s": profile.pp_exposed * send * cut.num_microbatches * cut.virtual_stages,
-        "bubble_s": (cut.pp - 1) * (stage_s + send) / cut.virtual_stages,
+        "pp_s": profile.pp_exposed * send * cut.num_microbatches * cut.virtual_stages * np.where(is_folded(cut), 2.0, 1.0),
+        "bubble_s": _idle_s(cut, stage_s, [total([kind.weight_s for kind, _ in kinds]), total([kind.forward_s for kind, _ in kinds])], send),
     }
     compute_s = sum(parts.values())
-    parts["dp_s"] = np.where(cut.weights_sharded > 0, _fsdp_s(shape, cut, device, profile, compute_s), _dp_s(shape, cut, device, profile, stage_s))
-    parts["optimizer_s"] = _optimizer_s(shape, cut, device)
+    parts["dp_s"] = np.where(cut.weights_sharded > 0, fsdp_s(shape, cut, device, profile, compute_s), dp_s(shape, cut, device, profile, stage_s))
+    parts["offload_s"] = offload_s(shape, cut, device, kept_bytes(shape, cut), stage_s)
+    parts["optimizer_s"] = optimizer_s(shape, cut, device)
     parts["overhead_s"] = profile.step_overhead_s + np.zeros_like(compute_s)
     spread = profile.jitter_per_doubling * np.log2(np.maximum(cut.num_chips / 8, 1.0))
     return StepParts(**parts, jitter_s=sum(parts.values()) * spread)
@@ -110,7 +123,7 @@ def _dense_layer(shape: Shape, cut: Cut, device: Device, profile: Profile) -> _L
         attention=core,
         elementwise=layer.elementwise(layer.attention_width(shape, cut) + width, cut.tokens, device, profile.elementwise_passes),
         tp=layer.tensor_parallel(shape, cut, device, is_moe=False) * profile.tp_exposed,
-        cp=layer.context_parallel(shape, cut, device, core),
+        cp=context_parallel(shape, cut, device, profile, core),
         ep=nothing,
         host_s=profile.layer_host_s,
     )
@@ -121,15 +134,29 @@ def _moe_layer(shape: Shape, cut: Cut, device: Device, profile: Profile) -> _Lay
     core = layer.attention_core(shape, cut, device, profile)
     shared = layer.feed_forward(shape, cut, gemm, np.maximum(shape.shared_dim, 1.0)) * (shape.shared_dim > 0)
     around = layer.elementwise(layer.expert_width(shape), cut.tokens / cut.tp, device, profile.elementwise_passes * profile.expert_passes)
+    gemms = layer.attention_projections(shape, cut, gemm) + shared + layer.experts(shape, cut, gemm, profile)
+    travel = layer.expert_parallel(shape, cut, device)
     return _Layer(
-        gemm=layer.attention_projections(shape, cut, gemm) + shared + layer.experts(shape, cut, gemm, profile),
+        gemm=gemms,
         attention=core,
         elementwise=layer.elementwise(layer.attention_width(shape, cut), cut.tokens, device, profile.elementwise_passes) + around,
         tp=layer.tensor_parallel(shape, cut, device, is_moe=True) * profile.tp_exposed,
-        cp=layer.context_parallel(shape, cut, device, core),
-        ep=layer.expert_parallel(shape, cut, device) * profile.ep_exposed,
+        cp=context_parallel(shape, cut, device, profile, core),
+        ep=travel * _expert_share(cut, profile, travel.both_s, gemms.both_s + core.both_s),
         host_s=profile.expert_layer_host_s,
     )
+
+
+def _expert_share(cut: Cut, profile: Profile, travel_s: Numbers, compute_s: Numbers) -> Numbers:
+    """Of the experts' all-to-all, what shows. DualPipe runs it under the compute of a microbatch that goes the other way."""
+    dual = np.maximum(1 - compute_s / np.maximum(travel_s, 1e-30), profile.dualpipe_exposed)
+    return np.where(is_dualpipe(cut), dual, profile.ep_exposed)
+
+
+def _idle_s(cut: Cut, stage_s: Numbers, weight_and_forward_s: list[Numbers], send_s: Numbers) -> Numbers:
+    """The bubble: all of a microbatch's time in a stage, messages included, goes forward, to inputs' or to weights' gradients."""
+    weight_s, forward_s = (seconds / cut.num_microbatches for seconds in weight_and_forward_s)
+    return bubble_s(cut, forward_s, stage_s + send_s - forward_s - weight_s, weight_s)
 
 
 def _head_s(shape: Shape, cut: Cut, device: Device, profile: Profile) -> Numbers:
@@ -138,36 +165,7 @@ def _head_s(shape: Shape, cut: Cut, device: Device, profile: Profile) -> Numbers
     return 6 * logits * shape.model_dim / (device.attention_flop_per_s * profile.gemm_fraction) + profile.head_passes * logits * 16 / device.memory_bytes_per_s
 
 
-def _held(shape: Shape, cut: Cut) -> tuple[Numbers, Numbers]:
-    """Weights of one rank's stage before data parallelism cuts them: all but experts, and experts."""
-    return (shape.dense_params + shape.table_params) / cut.tp / cut.pp, shape.expert_params / cut.ep / cut.pp
-
-
-def _replicas(cut: Cut) -> tuple[Numbers, Numbers]:
-    """Ranks that hold the same weights: of all but the experts, and of the experts."""
-    data = cut.dp * cut.cp
-    return data, np.maximum(data * cut.tp / cut.ep, 1.0)
-
-
-def _dp_s(shape: Shape, cut: Cut, device: Device, profile: Profile, stage_s: Numbers) -> Numbers:
-    """Gradients out and weights (or gradients again) back, once a step, less what the last backward pass hides."""
-    (dense, routed), (data, expert_data) = _held(shape, cut), _replicas(cut)
-    wire = profile.gradient_bytes + _BYTES
-    travel_s = gather_s(device, dense * wire, data, cut.tp) + gather_s(device, routed * wire, expert_data, np.maximum(cut.ep, 1.0))
-    hidden_s = profile.dp_hidden * stage_s / cut.virtual_stages * np.where(cut.pp > 1, 1.0, 2 / 3)
-    return np.maximum(travel_s - hidden_s, 0.03 * travel_s)
-
-
-def _fsdp_s(shape: Shape, cut: Cut, device: Device, profile: Profile, compute_s: Numbers) -> Numbers:
-    """ZeRO 3: weights gathered forward and backward and gradients scattered for every microbatch, beside the compute."""
-    (dense, routed), (data, expert_data) = _held(shape, cut), _replicas(cut)
-    one_s = gather_s(device, dense * _BYTES, data, cut.tp) + gather_s(device, routed * _BYTES, expert_data, np.maximum(cut.ep, 1.0))
-    travel_s = 3 * one_s * cut.num_microbatches
-    return np.maximum(travel_s - profile.fsdp_hidden * compute_s, profile.fsdp_exposed * travel_s)
-
-
-def _optimizer_s(shape: Shape, cut: Cut, device: Device) -> Numbers:
-    (dense, routed), (data, expert_data) = _held(shape, cut), _replicas(cut)
-    sharded = np.maximum(cut.weights_sharded, cut.optimizer_sharded) > 0
-    held = dense / np.where(sharded, data, 1.0) + routed / np.where(sharded, expert_data, 1.0)
-    return _OPTIMIZER_BYTES * held / device.memory_bytes_per_s
+def _head_on_critical_s(shape: Shape, cut: Cut, profile: Profile, head_s: Numbers, stage_s: Numbers) -> Numbers:
+    """The head's time that every microbatch waits for: all of it without a pipeline; in the last stage what exceeds the layers it lacks."""
+    excess_s = np.maximum(head_s - (1 - outer_stage_layers(shape, cut)) * stage_s, 0.0)
+    return np.where(cut.pp > 1, profile.head_on_critical * excess_s, head_s)

@@ -139,11 +139,11 @@ def _with_virtual_stages(cut: Cut, num_layers: int) -> Cut:
         divides = (cut.pp > 1) & ((num_layers % chunks == 0) | ((num_layers + 2) % chunks == 0)) & (cut.num_microbatches % cut.pp == 0)
         part = _take(cut, divides)
         pieces.append(replace(part, virtual_stages=np.full_like(part.tp, stages)))
-    return Cut(**{field.name: np.concatenate([getattr(piece, field.name) for piece in pieces]) for field in fields(Cut)})
+    return Cut(**{field.name: np.concatenate([np.broadcast_to(getattr(piece, field.name), piece.tp.shape) for piece in pieces]) for field in fields(Cut)})
 
 
 def _take(cut: Cut, where: np.ndarray) -> Cut:
-    return Cut(**{field.name: getattr(cut, field.name)[where] for field in fields(Cut)})
+    return Cut(**{field.name: np.broadcast_to(getattr(cut, field.name), cut.tp.shape)[where] for field in fields(Cut)})
 
 
 def _axes(question: Question) -> Iterator[tuple[int, int, int, int, int, int]]:

@@ -27,6 +27,7 @@ PART_WORDS = {
     "pp": "messages between pipeline stages",
     "bubble": "the pipeline's bubble",
     "dp": "reducing gradients and gathering weights",
+    "offload": "moving state and activations to the host and back",
     "optimizer": "the optimizer",
     "overhead": "overheads of a step",
     "jitter": "waiting for the slowest rank",

@@ -24,6 +24,36 @@ class Remat(StrEnum):
     FULL = "full"
 
 
+class Schedule(StrEnum):
+    """In which order a pipeline's stages work (``estimate/pipeline.py`` has their bubbles and what they hold). Interleaved is 1f1b with virtual stages."""
+
+    ONE_F_ONE_B = "1f1b"
+    GPIPE = "gpipe"
+    ZB_H1 = "zb-h1"
+    ZB_H2 = "zb-h2"
+    ZB_V = "zb-v"
+    V_HALF = "v-half"
+    V_MIN = "v-min"
+    DUALPIPE = "dualpipe"
+
+
+class CpKind(StrEnum):
+    """How ranks that share a sequence see each other's keys and values: pass them round, gather them, or exchange heads for tokens (Ulysses)."""
+
+    RING = "ring"
+    ALL_GATHER = "all-gather"
+    ULYSSES = "ulysses"
+
+
+class Offload(StrEnum):
+    """What rests in the host's memory: nothing, the optimizer's state, activations, or both."""
+
+    NONE = "none"
+    OPTIMIZER = "optimizer"
+    ACTIVATIONS = "activations"
+    BOTH = "both"
+
+
 class Layout(Spec):
     """Sizes of the mesh axes, what is recomputed, and how many microbatches make a step.
 

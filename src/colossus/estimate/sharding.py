@@ -1,0 +1,86 @@
+"""What happens once a step or once a microbatch to weights, gradients and optimizer state: ZeRO 0 to 3, HSDP, offload.
+
+ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054): 1 shards the optimizer's state over the ranks that hold the same weights, 2
+the gradients too, 3 (FSDP, Zhao et al. 2023, 2304.11277) all. HSDP (the same, 3.2.2) shards inside groups of neighbours and
+copies over groups. Offload (ZeRO-Offload, Ren et al. 2021, 2101.06840): gradients go to the host, which updates, and weights
+come back. Ignored: an optimizer whose state is neither AdamW's nor in 32 bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from colossus.estimate.collectives import gather_s
+from colossus.estimate.pipeline import is_dualpipe
+from colossus.estimate.profile import Profile
+from colossus.estimate.shape import Cut, Device, Numbers, Shape
+
+_BYTES = 2
+# AdamW reads gradient, master and two moments and writes master, moments and the 16-bit weight: 4 * 4 + 3 * 4 + 2 bytes.
+_OPTIMIZER_BYTES = 30
+
+
+def held(shape: Shape, cut: Cut) -> tuple[Numbers, Numbers]:
+    """Weights of one rank's stage before data parallelism cuts them: all but experts, and experts."""
+    return (shape.dense_params + shape.table_params) / cut.tp / cut.pp, shape.expert_params / cut.ep / cut.pp
+
+
+def replicas(cut: Cut) -> tuple[Numbers, Numbers]:
+    """Ranks that hold the same weights: of all but the experts, and of the experts."""
+    data = cut.dp * cut.cp
+    return data, np.maximum(data * cut.tp / cut.ep, 1.0)
+
+
+def shards(cut: Cut) -> tuple[Numbers, Numbers]:
+    """Ranks over which state is sharded: all replicas, or a group of them (HSDP)."""
+    data, expert_data = replicas(cut)
+    return data / cut.replica_groups, np.maximum(expert_data / cut.replica_groups, 1.0)
+
+
+def gradient_rounds(cut: Cut) -> Numbers:
+    """How often in a step gradients are scattered: once, or with ZeRO 2 after every microbatch; interleaved stages take pp microbatches in a row."""
+    rounds = np.where(cut.virtual_stages > 1, cut.num_microbatches / cut.pp, cut.num_microbatches)
+    return np.where(cut.gradients_sharded > 0, np.maximum(rounds, 1.0), 1.0)
+
+
+def dp_s(shape: Shape, cut: Cut, device: Device, profile: Profile, stage_s: Numbers) -> Numbers:
+    """Gradients out and weights (or gradients again) back, once a step, less what the last backward pass hides; ZeRO 2 hides its rounds under theirs."""
+    (dense, routed), (data, expert_data) = held(shape, cut), replicas(cut)
+    copies = np.where(is_dualpipe(cut), 2.0, 1.0)
+    rounds = gradient_rounds(cut)
+    wire = copies * (profile.gradient_bytes * rounds + _BYTES)
+    travel_s = gather_s(device, dense * wire, data, cut.tp) + gather_s(device, routed * wire, expert_data, np.maximum(cut.ep, 1.0))
+    hidden_s = profile.dp_hidden * rounds * stage_s / cut.virtual_stages * np.where(cut.pp > 1, 1.0, 2 / 3)
+    return np.maximum(travel_s - hidden_s, 0.03 * travel_s)
+
+
+def fsdp_s(shape: Shape, cut: Cut, device: Device, profile: Profile, compute_s: Numbers) -> Numbers:
+    """ZeRO 3: weights gathered forward and backward and gradients scattered for every microbatch, beside the compute; over HSDP's groups once a step."""
+    (dense, routed), (data, expert_data) = held(shape, cut), shards(cut)
+    inner = np.maximum(cut.ep, 1.0)
+    one_s = gather_s(device, dense * _BYTES, data, cut.tp) + gather_s(device, routed * _BYTES, expert_data, inner)
+    groups = cut.replica_groups
+    across_s = gather_s(device, dense / data * profile.gradient_bytes, groups, cut.tp * data)
+    across_s = across_s + gather_s(device, routed / expert_data * profile.gradient_bytes, groups, inner * expert_data)
+    travel_s = 3 * one_s * cut.num_microbatches + 2 * across_s
+    return np.maximum(travel_s - profile.fsdp_hidden * compute_s, profile.fsdp_exposed * travel_s)
+
+
+def updated(shape: Shape, cut: Cut) -> Numbers:
+    """Weights that one rank's optimizer updates."""
+    (dense, routed), (data, expert_data) = held(shape, cut), shards(cut)
+    sharded = np.maximum(cut.weights_sharded, cut.optimizer_sharded) > 0
+    return dense / np.where(sharded, data, 1.0) + routed / np.where(sharded, expert_data, 1.0)
+
+
+def optimizer_s(shape: Shape, cut: Cut, device: Device) -> Numbers:
+    """Bound by memory: the chip's, or with offload the host's."""
+    rate = np.where(cut.optimizer_offload > 0, device.host_memory_bytes_per_s, device.memory_bytes_per_s)
+    return _OPTIMIZER_BYTES * updated(shape, cut) / rate
+
+
+def offload_s(shape: Shape, cut: Cut, device: Device, kept_bytes: Numbers, microbatch_s: Numbers) -> Numbers:
+    """The host link: gradients out and weights in after the last backward pass; ``kept_bytes`` of activations out and in beside each microbatch."""
+    state_s = cut.optimizer_offload * updated(shape, cut) * 2 * _BYTES / device.host_bytes_per_s
+    travel_s = 2 * kept_bytes / device.host_bytes_per_s
+    return state_s + cut.activation_offload * cut.num_microbatches * np.maximum(travel_s - microbatch_s, 0.0)
