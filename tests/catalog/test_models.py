@@ -129,7 +129,8 @@ def test_of_a_dense_model_all_parameters_are_active() -> None:
 
 def test_what_only_plans_is_said() -> None:
     paths = {problem.path for name in PUBLISHED for problem in untrainable(load_model(name))}
-    assert paths == {"model.mla", "model.activation", "model.num_window_layers", "model.moe.shared_dim", "model.moe.num_dense_layers"}
+    moe = {"model.moe.shared_dim", "model.moe.num_dense_layers", "model.moe.num_groups"}
+    assert paths == {"model.mla", "model.activation", "model.num_window_layers", *moe}
     assert not untrainable(load_model("llama-2-70b"))
 
 

@@ -45,7 +45,7 @@ def test_a_node_is_plausible_and_its_parts_exist(name: str) -> None:
 @pytest.mark.parametrize("name", network_names())
 def test_a_network_is_plausible(name: str) -> None:
     network = load_network(name)
-    assert 10e9 < network.bandwidth_bytes_per_s_per_link.value <= 128e9
+    assert 10e9 < network.bandwidth_bytes_per_s_per_link.value <= (450e9 if name == "nvlink-c2c" else 128e9)
     assert 0.5e-6 <= network.latency_s.value <= 20e-6
 
 

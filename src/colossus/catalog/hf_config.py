@@ -49,16 +49,19 @@ def _latent_attention(config: Config) -> Values:
 
 
 def _deepseek_moe(config: Config) -> Values:
-    """Experts from layer ``first_k_dense_replace`` on, ``n_shared_experts`` of them for every token."""
+    """Experts from layer ``first_k_dense_replace`` on, ``n_shared_experts`` of them for every token; of ``n_group`` groups a token chooses ``topk_group``."""
     values = config.values
     first, step = values.get("first_k_dense_replace") or 0, values.get("moe_layer_freq") or 1
-    return moe_data(
+    found = moe_data(
         config,
         expert_dim="moe_intermediate_size",
         in_layers=[layer >= first and layer % step == 0 for layer in range(config.num_layers)],
         shared_dim=(values.get("n_shared_experts") or 0) * (values.get("moe_intermediate_size") or 0),
         normalize_top_k=values.get("norm_topk_prob"),
     )
+    if (values.get("n_group") or 1) == 1 or not found.get("moe"):
+        return found
+    return found | {"moe": found["moe"] | {"num_groups": values.get("n_group"), "num_groups_per_token": values.get("topk_group")}}
 
 
 def _gpt_oss(config: Config) -> Values:

@@ -72,6 +72,7 @@ class MachineEntry(Entry):
             bandwidth_bytes_per_s_per_chip=links.bandwidth(),
             latency_s=load_network(links.network).latency_s,
             torus_dims=self.scale_up.torus_dims or node.domain.torus_dims(num_chips),
+            num_wraparound_chips=node.domain.num_wraparound_chips if node.domain.num_torus_dims else None,
         )
 
     def _scale_out(self, node: NodeEntry) -> ScaleOut | None:

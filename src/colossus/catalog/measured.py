@@ -43,6 +43,7 @@ class Program:
     until: str | None = None
     flash_attention: bool = True
     chunk_layers: int | None = None
+    can: tuple[str, ...] = ()
 
     def matches(self, framework: str, date: str) -> bool:
         return re.search(self.pattern, framework, re.IGNORECASE) is not None and (self.until is None or date < self.until)
@@ -89,7 +90,7 @@ def gemm_curve(chip: str, precision: str) -> dict[str, float] | None:
 
 @cache
 def programs() -> list[Program]:
-    return [Program(**entry) for entry in _read("programs.toml")["programs"]]
+    return [Program(**entry | {"can": tuple(entry.get("can", ()))}) for entry in _read("programs.toml")["programs"]]
 
 
 def program_of(framework: str, date: str) -> Program:

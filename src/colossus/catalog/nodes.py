@@ -19,21 +19,25 @@ class Domain(Spec):
     """The largest scale-up domain that nodes of a kind form. ``links`` None: the chip's own.
 
     ``num_torus_dims``: of a torus (TPU slices), built of cubes of ``num_cube_edge_chips`` where a slice is as large; None is a
-    switch or a full mesh.
+    switch or a full mesh. ``num_wraparound_chips``: along a dim, from which on its ends are joined.
     """
 
     num_chips: Annotated[int, Field(ge=1)]
     links: Links | None = None
     num_torus_dims: Annotated[int, Field(ge=1, le=3)] | None = None
     num_cube_edge_chips: Annotated[int, Field(ge=1)] = 1
+    num_wraparound_chips: Annotated[int, Field(ge=1)] = 1
 
     def torus_dims(self, num_chips: int) -> tuple[int, ...] | None:
         """The most cubic torus of so many chips, of whole cubes where it can be: (8, 8, 16) of 1024, (16, 20, 28) of 8960."""
-        if self.num_torus_dims is None:
-            return None
-        shapes = list(_shapes(num_chips, self.num_torus_dims, 1))
-        whole = [dims for dims in shapes if all(dim % self.num_cube_edge_chips == 0 for dim in dims)]
-        return min(whole or shapes, key=sum)
+        return None if self.num_torus_dims is None else most_cubic(num_chips, self.num_torus_dims, self.num_cube_edge_chips)
+
+
+def most_cubic(num_chips: int, num_dims: int, edge: int) -> tuple[int, ...]:
+    """The torus of least sum of dims, of whole cubes of ``edge`` where it can be."""
+    shapes = list(_shapes(num_chips, num_dims, 1))
+    whole = [dims for dims in shapes if all(dim % edge == 0 for dim in dims)]
+    return min(whole or shapes, key=sum)
 
 
 def _shapes(num_chips: int, num_dims: int, least: int) -> Iterator[tuple[int, ...]]:
@@ -49,7 +53,7 @@ def _shapes(num_chips: int, num_dims: int, least: int) -> Iterator[tuple[int, ..
 class NodeEntry(Entry):
     """One file of ``catalog/nodes``. ``chip``: a name of ``catalog/chips``; ``num_cores``: physical; ``power_w``: of the node at full load.
 
-    ``scale_out``: the network between domains that it usually has. ``facility``: the building, a line of ``prices/facilities.toml``.
+    ``host``: a chip's link to the processors. ``scale_out``: the network between domains that it usually has. ``facility``: the building, a line of ``prices/facilities.toml``.
     """
 
     FOLDER: ClassVar[str] = "nodes"
@@ -60,11 +64,19 @@ class NodeEntry(Entry):
     memory_bytes: Bytes
     power_w: WattFigure | None = None
     domain: Domain | None = None
+    host: Links | None = None
     scale_out: Links | None = None
     facility: str = "hyperscale"
 
     def to_node(self) -> Node:
-        return Node(chip=load_chip(self.chip), num_chips=self.num_chips, num_cores=self.num_cores, memory_bytes=self.memory_bytes, power_w=self.power_w)
+        return Node(
+            chip=load_chip(self.chip),
+            num_chips=self.num_chips,
+            num_cores=self.num_cores,
+            memory_bytes=self.memory_bytes,
+            power_w=self.power_w,
+            host_bytes_per_s_per_chip=self.host.bandwidth() if self.host else None,
+        )
 
     @property
     def domain_links(self) -> Links | None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from math import inf, prod
 
 from colossus.catalog.measured import Coefficients, gemm_curve, usual_rates
+from colossus.catalog.nodes import most_cubic
 from colossus.estimate.footprint import Holding
 from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Device
-from colossus.spec.machine import Machine
+from colossus.spec.machine import Machine, ScaleUp
 
 # Which peak of a chip a precision runs at, where no curve was measured.
 _PEAK_OF = {"mxfp8": "float8", "nvfp4": "float4", "mxfp4": "float4"}
 
 
-def device_of(machine: Machine, chip: str, precision: str) -> Device:
-    """``chip``: its catalog name, under which curves are filed."""
+def device_of(machine: Machine, chip: str, precision: str, num_chips: int | None = None) -> Device:
+    """``chip``: its catalog name, under which curves are filed. ``num_chips``: those of the machine that are used; fewer than a torus
+    has are a smaller torus, the most cubic one."""
     wide, narrow = _curve(machine, chip, "bfloat16"), _curve(machine, chip, precision)
     node, rates = machine.node, usual_rates()
     up, out = machine.scale_up, machine.scale_out
@@ -36,7 +39,24 @@ def device_of(machine: Machine, chip: str, precision: str) -> Device:
         scale_up_latency_s=up.latency_s.value if up else 0.0,
         scale_out_bytes_per_s=out_rate,
         scale_out_latency_s=out.latency_s.value if out else 0.0,
+        host_bytes_per_s=rates["host_link_fraction"] * node.host_bytes_per_s_per_chip.value if node.host_bytes_per_s_per_chip else inf,
+        host_memory_bytes_per_s=rates["host_memory_bytes_per_s_per_chip"],
+        host_memory_bytes=node.memory_bytes / node.num_chips,
+        pod_chips=float(out.pod_chips or inf) if out else inf,
+        oversubscription=out.oversubscription if out else 1.0,
+        **_torus(up, num_chips),
     )
+
+
+def _torus(up: ScaleUp | None, num_chips: int | None) -> dict[str, float]:
+    """Dims of the torus that the chips in use form; those of the whole domain where they fill it."""
+    if up is None or up.torus_dims is None:
+        return {}
+    whole, around = up.torus_dims, up.num_wraparound_chips or 1
+    used = prod(whole) if num_chips is None else min(num_chips, prod(whole))
+    dims = whole if used == prod(whole) else most_cubic(used, len(whole), around)
+    names = ("torus_x", "torus_y", "torus_z")
+    return {"num_torus_dims": float(len(dims)), "num_wraparound_chips": float(around)} | dict(zip(names, map(float, dims), strict=False))
 
 
 def profile_of(coefficients: Coefficients, *, chip: str, precision: str, program: str, flash_attention: bool = True) -> Profile:

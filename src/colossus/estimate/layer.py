@@ -114,7 +114,14 @@ def tensor_parallel(shape: Shape, cut: Cut, device: Device, *, is_moe: bool) -> 
 
 
 def expert_parallel(shape: Shape, cut: Cut, device: Device) -> Pass:
-    """Tokens travel to their experts and back: two all-to-alls a pass."""
+    """Tokens travel to their experts and back: two all-to-alls a pass.
+
+    Node-limited routing (DeepSeek-V3, arXiv 2412.19437, 2.1.2 and 3.2.2): a token's experts lie in few groups, a group in one domain
+    where there are no more domains than groups, and one copy for each domain crosses the network.
+    """
     num_bytes = cut.tokens / cut.tp * shape.num_experts_per_token * shape.model_dim * _BYTES
-    once_s = 2 * all_to_all_s(device, num_bytes, cut.ep, np.ones_like(cut.ep))
+    domains = np.maximum(cut.ep / device.domain_chips, 1.0)
+    most = shape.num_groups_per_token * np.maximum(domains / np.maximum(shape.num_expert_groups, 1.0), 1.0)
+    kept = np.where(shape.num_expert_groups > 0, np.minimum(most / np.maximum(shape.num_experts_per_token, 1.0), 1.0), 1.0)
+    once_s = 2 * all_to_all_s(device, num_bytes, cut.ep, np.ones_like(cut.ep), kept)
     return Pass(forward_s=once_s, backward_s=once_s)

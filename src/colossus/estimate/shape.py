@@ -51,6 +51,8 @@ class Shape(Table):
     num_moe_layers: Numbers
     window_tokens: Numbers  # 0: every layer sees the whole sequence
     num_window_layers: Numbers
+    num_expert_groups: Numbers = 0.0  # of node-limited routing; 0 without
+    num_groups_per_token: Numbers = 0.0
 
     @classmethod
     def of(cls, card: ModelCard) -> Shape:
@@ -77,6 +79,8 @@ class Shape(Table):
             num_moe_layers=0.0 if moe is None else float(card.num_layers - moe.num_dense_layers),
             window_tokens=float(card.sliding_window_tokens or 0),
             num_window_layers=0.0 if card.sliding_window_tokens is None else float(windows),
+            num_expert_groups=float(moe.num_groups or 0) if moe else 0.0,
+            num_groups_per_token=float(moe.num_groups_per_token or 0) if moe else 0.0,
         )
 
     @property
@@ -187,6 +191,11 @@ class Device(Table):
     host_memory_bytes: Numbers = np.inf  # the same share
     pod_chips: Numbers = np.inf  # chips with full bisection between domains
     oversubscription: Numbers = 1.0  # of the network between pods
+    num_torus_dims: Numbers = 0.0  # of the domain's fabric; 0 is a switch
+    torus_x: Numbers = 1.0
+    torus_y: Numbers = 1.0
+    torus_z: Numbers = 1.0
+    num_wraparound_chips: Numbers = 1.0  # along a dim from which on its ends are joined
 
 
 def stage_imbalance(shape: Shape, cut: Cut) -> Numbers:

@@ -97,7 +97,7 @@ def step_parts(shape: Shape, cut: Cut, device: Device, profile: Profile) -> Step
     }
     stage_s = sum(layers.values()) / cut.num_microbatches
     once_s = _head_on_critical_s(shape, cut, profile, _head_s(shape, cut, device, profile), stage_s)
-    send = np.where(cut.pp > 1, 2 * send_s(device, cut.tokens / cut.tp * shape.model_dim * _BYTES, cut.tp * cut.cp * cut.dp), 0.0)
+    send = np.where(cut.pp > 1, 2 * send_s(device, cut.tokens / cut.tp * shape.model_dim * _BYTES, cut.tp * cut.cp * cut.dp, cut.pp), 0.0)
     parts = {
         **layers,
         "head_s": cut.num_microbatches * once_s,

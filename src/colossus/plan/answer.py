@@ -11,11 +11,12 @@ import numpy as np
 from colossus.catalog.measured import training_power_fraction
 from colossus.estimate.flop import train_flop
 from colossus.estimate.parameters import num_parameters
+from colossus.estimate.pipeline import place
 from colossus.estimate.shape import Cut
 from colossus.plan.search import REMATS, Candidates, Question, cuts, estimate, search
 from colossus.report.plan_page import PART_WORDS, answer_section
 from colossus.spec.answer import Answer, Choice, PlannedLayout
-from colossus.spec.layout import Remat
+from colossus.spec.layout import CpKind, Offload, Remat, Schedule
 from colossus.spec.machine import Figure
 from colossus.spec.plan import Infeasible
 from colossus.spec.units import format_quantity
@@ -98,8 +99,16 @@ def layout_of(cut: Cut) -> PlannedLayout:
         num_microbatch_sequences=round(cut.microbatch_sequences),
         num_microbatches=round(cut.num_microbatches),
         remat=Remat(REMATS[2 if cut.recompute else 1 if cut.selective else 0]),
-        zero_stage=3 if cut.weights_sharded else 1,
+        zero_stage=3 if cut.weights_sharded else 2 if cut.gradients_sharded else 1,
+        num_replica_groups=round(cut.replica_groups),
+        schedule=list(Schedule)[round(cut.schedule)],
+        cp_kind=list(CpKind)[round(cut.cp_kind)] if cut.cp > 1 else CpKind.RING,
+        offload=_OFFLOADS[(bool(cut.optimizer_offload), bool(cut.activation_offload))],
     )
+
+
+# (optimizer, activations) -> what it is called
+_OFFLOADS = {(False, False): Offload.NONE, (True, False): Offload.OPTIMIZER, (False, True): Offload.ACTIVATIONS, (True, True): Offload.BOTH}
 
 
 def why_slower(first: Choice, other: Choice) -> str:
@@ -272,10 +281,23 @@ def _broken_rules(question: Question, wanted: PlannedLayout) -> Iterator[str]:
         yield f"tp {wanted.tp} and cp {wanted.cp} do not cut {question.sequence_tokens} tokens evenly"
     if wanted.zero_stage == 3 and wanted.pp > 1:
         yield "ZeRO 3 with a pipeline would gather all weights anew for every microbatch"
+    yield from _broken_variants(question, wanted)
     if (wanted.dp * wanted.cp * wanted.tp) % wanted.ep:
         yield f"ep {wanted.ep} does not divide the {wanted.dp * wanted.cp * wanted.tp} chips of a stage"
     if wanted.ep > 1 and (card.moe is None or card.moe.num_experts % wanted.ep):
         yield f"ep {wanted.ep} does not divide {card.moe.num_experts if card.moe else 'no'} experts"
+
+
+def _broken_variants(question: Question, wanted: PlannedLayout) -> Iterator[str]:
+    """Of schedule, kind of cp, groups and offload. What the program does not offer may still be asked for."""
+    if wanted.num_virtual_stages > 1 and wanted.schedule is not Schedule.ONE_F_ONE_B:
+        yield f"virtual stages are 1f1b's: {wanted.schedule.value} has its own chunks"
+    if wanted.cp_kind is CpKind.ULYSSES and question.card.num_heads % (wanted.tp * wanted.cp):
+        yield f"Ulysses gives each of tp x cp = {wanted.tp * wanted.cp} ranks some heads, which do not divide {question.card.num_heads}"
+    if wanted.num_replica_groups > 1 and (wanted.zero_stage != 3 or (wanted.dp * wanted.cp) % wanted.num_replica_groups):
+        yield f"{wanted.num_replica_groups} groups (HSDP) need zero_stage 3 and must divide dp x cp = {wanted.dp * wanted.cp}"
+    if wanted.offload is not Offload.NONE and question.machine.node.host_bytes_per_s_per_chip is None:
+        yield f"offload needs the speed of the host link, which the catalog does not know of {question.machine.name}"
 
 
 def _cut_of(question: Question, wanted: PlannedLayout) -> Cut:
@@ -292,8 +314,14 @@ def _cut_of(question: Question, wanted: PlannedLayout) -> Cut:
         recompute=one(wanted.remat is Remat.FULL),
         selective=one(wanted.remat is Remat.SELECTIVE),
         weights_sharded=one(wanted.zero_stage == 3),
-        optimizer_sharded=one(wanted.zero_stage == 1),
+        optimizer_sharded=one(wanted.zero_stage < 3),
         is_low_precision=one(is_low_precision(question.precision)),
+        gradients_sharded=one(wanted.zero_stage == 2),
+        replica_groups=one(wanted.num_replica_groups),
+        schedule=one(place(wanted.schedule)),
+        cp_kind=one(list(CpKind).index(wanted.cp_kind)),
+        optimizer_offload=one(wanted.offload in (Offload.OPTIMIZER, Offload.BOTH)),
+        activation_offload=one(wanted.offload in (Offload.ACTIVATIONS, Offload.BOTH)),
     )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def _case(run: PublishedRun) -> Case:
         card=card,
         shape=Shape.of(card),
         cut=cut_of(run, card, program, precision),
-        device=device_of(machine, chip, precision),
+        device=device_of(machine, chip, precision, round(run.number("n_accel"))),
         chip=chip,
         precision=precision,
         program=program,
@@ -124,6 +124,8 @@ def _moe(run: PublishedRun, base: ModelCard | None, layers: int) -> MoeCard | No
         expert_dim=round(run.number("moe_ffn_hidden", run.get("ffn_hidden"))),
         shared_dim=known.shared_dim if known else 0,
         num_dense_layers=min(known.num_dense_layers, layers - 1) if known else 0,
+        num_groups=known.num_groups if known else None,
+        num_groups_per_token=known.num_groups_per_token if known else None,
     )
 
 

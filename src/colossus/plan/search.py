@@ -1,8 +1,8 @@
 """Every layout of a training job on a machine, estimated at once, the best first.
 
-Exhaustive over tp, pp, cp, ep, microbatch, virtual stages, remat and sharding, with rules that no better layout can break:
-axes divide what they cut; tp stays in the scale-up domain; a larger microbatch, more virtual stages and less recompute are
-all tried. What does not fit is counted with its reason. Deterministic: ties go to the layout that comes first.
+Exhaustive over tp, pp, cp, ep, microbatch, virtual stages, remat and sharding, and what the program offers beside them
+(``plan/variants.py``), with rules that no better layout can break: axes divide what they cut; tp stays in the scale-up domain; a
+larger microbatch, more virtual stages and less recompute are all tried. What does not fit is counted with its reason. Deterministic: ties go to the layout that comes first.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ import numpy as np
 
 from colossus.catalog.measured import Coefficients, Program
 from colossus.estimate.device import device_of, holding_of, is_low_precision, profile_of
-from colossus.estimate.footprint import Footprint, footprint
+from colossus.estimate.footprint import Footprint, Holding, footprint, host_bytes
 from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Cut, Device, Shape
 from colossus.estimate.step import StepParts, step_parts
+from colossus.plan.variants import faster, join, smaller, take
 from colossus.spec.machine import Machine
 from colossus.spec.model import ModelCard
 
 # Of a chip's memory that a program may fill: the rest is the driver's and the system's.
 _USABLE = 0.97
-_MOST_TP, _MOST_CP, _MOST_MICROBATCH, _MOST_VIRTUAL = 64, 64, 16, 16
+_MOST_TP, _MOST_CP, _MOST_MICROBATCH = 64, 64, 16
 REMATS = ("none", "selective", "full")
-SHARDINGS = ("zero 1", "zero 3")
+SHARDINGS = ("zero 1", "zero 3")  # ZeRO 2 where 1 does not fit: plan/variants.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +49,20 @@ class Question:
 
     @property
     def device(self) -> Device:
-        device = device_of(self.machine, self.chip, self.precision)
+        device = device_of(self.machine, self.chip, self.precision, self.num_chips)
         for change in self.changes:
             device = change.apply(device)
         return device
+
+    @property
+    def holding(self) -> Holding:
+        return holding_of(self.coefficients, chip=self.chip, precision=self.precision, program=self.program.name)
+
+    @property
+    def can(self) -> tuple[str, ...]:
+        """What the program offers and the machine allows: offload needs a host link of known speed."""
+        known = self.machine.node.host_bytes_per_s_per_chip is not None
+        return tuple(feature for feature in self.program.can if known or "offload" not in feature)
 
     @property
     def profile(self) -> Profile:
@@ -96,13 +107,14 @@ def search(question: Question) -> Candidates:
 
 def estimate(question: Question, cut: Cut) -> Candidates:
     shape, device = Shape.of(question.card), question.device
-    holding = holding_of(question.coefficients, chip=question.chip, precision=question.precision, program=question.program.name)
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = step_parts(shape, cut, device, question.profile)
-        memory = footprint(shape, cut, holding)
+        memory = footprint(shape, cut, question.holding)
+        beside = np.broadcast_to(host_bytes(shape, cut), cut.tp.shape)
     step_s = np.broadcast_to(parts.step_s, cut.tp.shape)
     memory_bytes = np.broadcast_to(memory.total_bytes, cut.tp.shape)
-    return Candidates(cut=cut, parts=parts, memory=memory, step_s=step_s, memory_bytes=memory_bytes, fits=memory_bytes <= _USABLE * device.memory_bytes)
+    fits = (memory_bytes <= _USABLE * device.memory_bytes) & (beside <= _USABLE * device.host_memory_bytes)
+    return Candidates(cut=cut, parts=parts, memory=memory, step_s=step_s, memory_bytes=memory_bytes, fits=fits)
 
 
 def cuts(question: Question) -> Cut:
@@ -127,23 +139,17 @@ def cuts(question: Question) -> Cut:
         optimizer_sharded=(sharding == 0).astype(float),
         is_low_precision=np.full_like(tp, float(is_low_precision(question.precision))),
     )  # fmt: skip
-    kept = _take(whole, ~((sharding == 1) & (pp > 1)))  # ZeRO 3 gathers every microbatch anew: never with a pipeline
-    return _with_virtual_stages(kept, question.card.num_layers)
+    kept = take(whole, ~((sharding == 1) & (pp > 1)))  # ZeRO 3 gathers every microbatch anew: never with a pipeline
+    tried = faster(kept, question.card, question.can, question.device.domain_chips)
+    if not question.can or not len(tried.tp):
+        return tried
+    return join([tried, smaller(take(tried, ~_fits(question, tried)), question.can)])
 
 
-def _with_virtual_stages(cut: Cut, num_layers: int) -> Cut:
-    """Each pipelined cut once more for every number of virtual stages that divides its layers (embedding and head may count as two); microbatches must divide by pp."""
-    pieces = [cut]
-    for stages in range(2, _MOST_VIRTUAL + 1):
-        chunks = cut.pp * stages
-        divides = (cut.pp > 1) & ((num_layers % chunks == 0) | ((num_layers + 2) % chunks == 0)) & (cut.num_microbatches % cut.pp == 0)
-        part = _take(cut, divides)
-        pieces.append(replace(part, virtual_stages=np.full_like(part.tp, stages)))
-    return Cut(**{field.name: np.concatenate([np.broadcast_to(getattr(piece, field.name), piece.tp.shape) for piece in pieces]) for field in fields(Cut)})
-
-
-def _take(cut: Cut, where: np.ndarray) -> Cut:
-    return Cut(**{field.name: np.broadcast_to(getattr(cut, field.name), cut.tp.shape)[where] for field in fields(Cut)})
+def _fits(question: Question, cut: Cut) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        needed = footprint(Shape.of(question.card), cut, question.holding).total_bytes
+    return np.broadcast_to(needed, cut.tp.shape) <= _USABLE * question.device.memory_bytes
 
 
 def _axes(question: Question) -> Iterator[tuple[int, int, int, int, int, int]]:

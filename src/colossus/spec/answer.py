@@ -7,13 +7,14 @@ from typing import Literal
 from pydantic import Field
 
 from colossus.spec.base import Spec
-from colossus.spec.layout import AxisSize, Remat
+from colossus.spec.layout import AxisSize, CpKind, Offload, Remat, Schedule
 
 
 class PlannedLayout(Spec):
     """Mesh axes outer to inner, how the batch is cut, what is recomputed and what is sharded.
 
-    ``ep`` re-cuts dp x cp x tp for experts. ``zero_stage`` 1 shards the optimizer's state over dp, 3 (fsdp) weights and gradients too.
+    ``ep`` re-cuts dp x cp x tp for experts. ``zero_stage`` 1 shards the optimizer's state over dp x cp, 2 gradients too, 3 (fsdp)
+    weights too; inside each of ``num_replica_groups`` (HSDP).
     """
 
     pp: AxisSize = 1
@@ -25,13 +26,28 @@ class PlannedLayout(Spec):
     num_microbatch_sequences: AxisSize = 1
     num_microbatches: AxisSize = 1
     remat: Remat = Remat.NONE
-    zero_stage: Literal[1, 3] = 1
+    zero_stage: Literal[1, 2, 3] = 1
+    num_replica_groups: AxisSize = 1
+    schedule: Schedule = Schedule.ONE_F_ONE_B
+    cp_kind: CpKind = CpKind.RING
+    offload: Offload = Offload.NONE
 
     def describe(self) -> str:
         axes = [f"{name} {size}" for name in ("pp", "dp", "cp", "tp", "ep") if (size := getattr(self, name)) > 1]
-        stages = f", {self.num_virtual_stages} virtual stages" if self.num_virtual_stages > 1 else ""
         batch = f"{self.num_microbatches} microbatch{'es' if self.num_microbatches > 1 else ''} of {self.num_microbatch_sequences}"
-        return f"{' x '.join(axes) or 'one chip'}{stages}, {batch}, ZeRO {self.zero_stage}, remat {self.remat.value}"
+        return ", ".join([" x ".join(axes) or "one chip", *self._extras(), batch, self._sharding(), f"remat {self.remat.value}", *self._offloaded()])
+
+    def _extras(self) -> list[str]:
+        stages = [f"{self.num_virtual_stages} virtual stages"] if self.num_virtual_stages > 1 else []
+        schedule = [self.schedule.value] if self.schedule is not Schedule.ONE_F_ONE_B else []
+        return [*stages, *schedule, *([f"cp by {self.cp_kind.value}"] if self.cp > 1 and self.cp_kind is not CpKind.RING else [])]
+
+    def _sharding(self) -> str:
+        return f"ZeRO {self.zero_stage}" + (f" in {self.num_replica_groups} groups (HSDP)" if self.num_replica_groups > 1 else "")
+
+    def _offloaded(self) -> list[str]:
+        what = {Offload.OPTIMIZER: "optimizer", Offload.ACTIVATIONS: "activations", Offload.BOTH: "optimizer and activations"}
+        return [f"{what[self.offload]} in the host's memory"] if self.offload in what else []
 
 
 class Choice(Spec):

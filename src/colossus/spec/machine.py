@@ -44,25 +44,31 @@ class Chip(Spec):
 
 
 class Node(Spec):
-    """One operating system: its processors, its memory and the chips it drives. ``power_w``: all of it at full load."""
+    """One operating system: its processors, its memory and the chips it drives. ``power_w``: all of it at full load.
+
+    ``host_bytes_per_s_per_chip``: between a chip and the processors' memory, one direction.
+    """
 
     chip: Chip
     num_chips: Annotated[int, Field(ge=1)]
     num_cores: Annotated[int, Field(ge=1)]
     memory_bytes: Bytes
     power_w: Figure | None = None
+    host_bytes_per_s_per_chip: Figure | None = None
 
 
 class ScaleUp(Spec):
     """The fabric inside a domain (NVLink, ICI). Bandwidth is one direction, per chip, over all its links.
 
     ``torus_dims``: chips along each dim of a torus (TPU); None is a switch, where every chip reaches every other at full rate.
+    ``num_wraparound_chips``: along a dim, from which on its two ends are joined.
     """
 
     num_chips: Annotated[int, Field(ge=1)]
     bandwidth_bytes_per_s_per_chip: Figure
     latency_s: Figure
     torus_dims: tuple[int, ...] | None = None
+    num_wraparound_chips: Annotated[int, Field(ge=1)] | None = None
 
 
 class ScaleOut(Spec):

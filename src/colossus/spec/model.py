@@ -40,7 +40,8 @@ class MoeCard(Spec):
     """A mixture of experts in place of the dense feed-forward: top-k routing, no token dropped.
 
     ``shared_dim``: width of the experts that every token passes, all together. ``num_dense_layers``: how many of the first
-    layers keep the dense feed-forward, of width ``ffn_dim``.
+    layers keep the dense feed-forward, of width ``ffn_dim``. ``num_groups``: experts lie in equal groups, of which a token
+    chooses ``num_groups_per_token`` first (DeepSeek's node-limited routing); None without.
     """
 
     num_experts: Count
@@ -48,6 +49,8 @@ class MoeCard(Spec):
     expert_dim: Count
     shared_dim: Annotated[int, Field(ge=0)] = 0
     num_dense_layers: Annotated[int, Field(ge=0)] = 0
+    num_groups: Count | None = None
+    num_groups_per_token: Count | None = None
     normalize_top_k: bool = True
     load_balance_weight: Annotated[float, Field(ge=0)] = 0.01
     z_loss_weight: Annotated[float, Field(ge=0)] = 0.001
@@ -56,6 +59,10 @@ class MoeCard(Spec):
     def _check(self) -> MoeCard:
         if self.num_experts_per_token > self.num_experts:
             raise ValueError(f"num_experts_per_token {self.num_experts_per_token} must be at most num_experts {self.num_experts}")
+        if (self.num_groups is None) != (self.num_groups_per_token is None):
+            raise ValueError("num_groups and num_groups_per_token come together")
+        if self.num_groups is not None and (self.num_experts % self.num_groups or self.num_groups_per_token > self.num_groups):  # type: ignore[operator]
+            raise ValueError(f"num_groups {self.num_groups} must divide num_experts {self.num_experts} and be at least num_groups_per_token")
         return self
 
 
@@ -115,6 +122,7 @@ def untrainable(card: ModelCard) -> list[Problem]:
         "model.activation": card.activation is not Activation.SWIGLU,
         "model.num_window_layers": card.num_window_layers not in (None, card.num_layers),
         "model.moe.shared_dim": moe is not None and moe.shared_dim > 0,
+        "model.moe.num_groups": moe is not None and moe.num_groups is not None,
         "model.moe.num_dense_layers": moe is not None and moe.num_dense_layers > 0,
     }
     return [Problem(path=path, value="set", rule="can be planned and simulated, not trained by Colossus yet") for path, there in parts.items() if there]
