@@ -74,7 +74,7 @@ def _gpt_oss(config: Config) -> Values:
 def _llama4(config: Config) -> Values:
     """Experts beside a shared one in every ``interleave_moe_layer_step``-th layer; dense layers have a width of their own.
 
-    The card counts all dense layers as the first ones. Attention within chunks is planned as a window of a chunk: the same
+    Attention within chunks is planned as a window of a chunk: the same
     up to one chunk, at most twice the keys beyond. The norm of queries and keys has no weights.
     """
     values, layers = config.values, range(config.num_layers)
@@ -83,7 +83,8 @@ def _llama4(config: Config) -> Values:
     chosen = values.get("moe_layers")
     in_layers = [(layer + 1) % step == 0 if chosen is None else layer in chosen for layer in layers]
     windows = window_data(config, values.get("attention_chunk_size"), [turns != 0 for turns in rotated], "chunked_attention")
-    moe = moe_data(config, expert_dim="intermediate_size", in_layers=in_layers, shared_dim=values.get("intermediate_size"), normalize_top_k=False)
+    spread = {} if all(in_layers) else {"dense_layers": "spread"}
+    moe = moe_data(config, expert_dim="intermediate_size", in_layers=in_layers, shared_dim=values.get("intermediate_size"), normalize_top_k=False, **spread)
     return {"ffn_dim": values.get("intermediate_size_mlp")} | windows | moe
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from colossus.estimate.pipeline import in_flight, is_dualpipe, is_folded
-from colossus.estimate.shape import Cut, Numbers, Shape, Table, outer_stage_layers, stage_imbalance
+from colossus.estimate.shape import Cut, Numbers, Shape, Table, outer_stage_layers, stage_layers
 from colossus.estimate.sharding import shards, updated
 
 _BYTES = 2
@@ -71,10 +71,10 @@ def _pick(where: Numbers, one: Footprint, other: Footprint) -> Footprint:
 
 def _stage(shape: Shape, cut: Cut, holding: Holding, layers: Numbers, num_held: Numbers, table_params: Numbers, logits_bytes: Numbers) -> Footprint:
     """A stage with ``layers`` of the fullest one's, that holds so many microbatches and this part of embedding and head."""
-    fullest = stage_imbalance(shape, cut) * layers
+    num_dense, num_moe = (layers * number for number in stage_layers(shape, cut))
     copies = np.where(is_dualpipe(cut), 2.0, 1.0)
-    dense = (fullest * shape.dense_params / cut.pp + table_params) / cut.tp
-    routed = fullest * shape.expert_params / cut.pp / cut.ep
+    dense = (shape.dense_params_of(num_dense, num_moe) + table_params) / cut.tp
+    routed = shape.expert_params_of(num_moe) / cut.ep
     data, expert_data = shards(cut)
     kept = dense + routed
     shard = dense / data + routed / expert_data
@@ -86,7 +86,7 @@ def _stage(shape: Shape, cut: Cut, holding: Holding, layers: Numbers, num_held: 
         "weights_bytes": np.where(whole3, _WHOLE_BYTES * shard * (1 - cut.optimizer_offload / 2), _BYTES * copies * kept),
         "gradients_bytes": _WHOLE_BYTES * np.where(whole3, shard, scattered),
         "optimizer_bytes": np.where(whole3, 2 * _WHOLE_BYTES * shard * (1 - cut.optimizer_offload), _STATE_BYTES * state),
-        "activations_bytes": holding.activation_factor * _activations_bytes(shape, cut, holding, fullest * num_held),
+        "activations_bytes": holding.activation_factor * _activations_bytes(shape, cut, holding, num_held * num_dense, num_held * num_moe),
         "logits_bytes": logits_bytes * cut.tokens * shape.vocab_size / cut.tp,
         "buffers_bytes": np.where(whole3, 2 * _BYTES * layer + (_BYTES + _WHOLE_BYTES) * shape.vocab_size * shape.model_dim / cut.tp, 0.0),
     }
@@ -108,35 +108,35 @@ def host_bytes(shape: Shape, cut: Cut) -> Numbers:
 def kept_bytes(shape: Shape, cut: Cut) -> Numbers:
     """What the layers of one stage keep of one microbatch for the backward pass, nothing recomputed."""
     dense, mixture = values_per_token(shape, cut)
-    return _BYTES * cut.tokens * (shape.num_dense_layers * dense + shape.num_moe_layers * mixture) / cut.pp
+    num_dense, num_moe = stage_layers(shape, cut)
+    return _BYTES * cut.tokens * (num_dense * dense + num_moe * mixture)
 
 
 def values_per_token(shape: Shape, cut: Cut) -> tuple[Numbers, Numbers]:
     """16-bit values that one token leaves in a dense and in a mixture layer for the backward pass, on one tp rank.
 
     Both norms' inputs and outputs (cut along the sequence), queries, keys, values and attention's output, the feed-forward's gate,
-    up and product; experts keep theirs for each token they get, and its copies. Nothing twice: a product's output is the next one's
+    up and product; experts keep theirs for each token they get, with their input and output; latent attention its latents
+    before and after their norms. Nothing twice: a product's output is the next one's
     input (Korthikanti et al. 2022, section 4, without dropout and scores).
     """
     d, tp = shape.model_dim, cut.tp
-    heads = (shape.num_heads * (shape.query_dim + shape.value_dim) + np.maximum(shape.num_kv_heads, tp) * (shape.head_dim + shape.value_dim)) / tp
-    kv = np.where(shape.is_latent, (shape.query_rank + shape.kv_rank) * 2 + shape.num_heads * (shape.head_dim + shape.value_dim) / tp, 0.0)
-    attention = 4 * d / tp + heads + kv
+    heads = (shape.num_heads * (shape.query_dim + shape.value_dim) + np.maximum(shape.num_kv_heads, tp) * (shape.query_dim + shape.value_dim)) / tp
+    attention = 4 * d / tp + heads + np.where(shape.is_latent, (shape.query_rank + shape.kv_rank) * 2, 0.0)
     per_width = shape.ffn_inputs + 1
     dense = attention + per_width * shape.ffn_dim / tp
     k = shape.num_experts_per_token
-    mixture = attention + k / tp * (per_width * shape.expert_dim + 3 * d) + per_width * shape.shared_dim / tp
+    mixture = attention + k / tp * (per_width * shape.expert_dim + 2 * d) + per_width * shape.shared_dim / tp
     return dense, mixture
 
 
-def _activations_bytes(shape: Shape, cut: Cut, holding: Holding, num_held: Numbers) -> Numbers:
-    """Offloaded activations rest elsewhere, but for the layer under way and the one that travels."""
+def _activations_bytes(shape: Shape, cut: Cut, holding: Holding, num_dense: Numbers, num_moe: Numbers) -> Numbers:
+    """Of so many layers times microbatches held. Offloaded activations rest elsewhere, but for the layer under way and the one that travels."""
     dense, mixture = values_per_token(shape, cut)
     kept_dense, kept_mixture = (_kept(shape, cut, width, holding) for width in (dense, mixture))
-    per_token = (shape.num_dense_layers * kept_dense + shape.num_moe_layers * kept_mixture) / cut.pp
     one = np.maximum(dense, mixture * (shape.num_moe_layers > 0))
     working = np.where(cut.recompute + cut.selective > 0, one, 0.0)
-    return _BYTES * cut.tokens * np.where(cut.activation_offload > 0, 2 * one, per_token * num_held + working)
+    return _BYTES * cut.tokens * np.where(cut.activation_offload > 0, 2 * one, num_dense * kept_dense + num_moe * kept_mixture + working)
 
 
 def _kept(shape: Shape, cut: Cut, width: Numbers, holding: Holding) -> Numbers:

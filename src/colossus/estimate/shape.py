@@ -53,6 +53,7 @@ class Shape(Table):
     num_window_layers: Numbers
     num_expert_groups: Numbers = 0.0  # of node-limited routing; 0 without
     num_groups_per_token: Numbers = 0.0
+    dense_first: Numbers = 0.0  # 1: the dense layers are the first ones; 0: spread among those with experts
 
     @classmethod
     def of(cls, card: ModelCard) -> Shape:
@@ -81,6 +82,7 @@ class Shape(Table):
             num_window_layers=0.0 if card.sliding_window_tokens is None else float(windows),
             num_expert_groups=float(moe.num_groups or 0) if moe else 0.0,
             num_groups_per_token=float(moe.num_groups_per_token or 0) if moe else 0.0,
+            dense_first=float(moe is not None and moe.dense_layers == "first"),
         )
 
     @property
@@ -108,14 +110,20 @@ class Shape(Table):
     @property
     def dense_params(self) -> Numbers:
         """Weights of all layers but the experts, without embedding and head."""
-        width = self.ffn_inputs + 1
-        feed_forward = self.num_dense_layers * self.ffn_dim + self.num_moe_layers * self.shared_dim
-        return self.num_layers * self.attention_params + width * self.model_dim * feed_forward + self.num_moe_layers * self.model_dim * self.num_experts
+        return self.dense_params_of(self.num_dense_layers, self.num_moe_layers)
 
     @property
     def expert_params(self) -> Numbers:
         """Weights of all experts of all layers."""
-        return self.num_moe_layers * self.num_experts * (self.ffn_inputs + 1) * self.model_dim * self.expert_dim
+        return self.expert_params_of(self.num_moe_layers)
+
+    def dense_params_of(self, num_dense: Numbers, num_moe: Numbers) -> Numbers:
+        """Weights but the experts of so many layers of either kind."""
+        feed_forward = (self.ffn_inputs + 1) * self.model_dim * (num_dense * self.ffn_dim + num_moe * self.shared_dim)
+        return (num_dense + num_moe) * self.attention_params + feed_forward + num_moe * self.model_dim * self.num_experts
+
+    def expert_params_of(self, num_moe: Numbers) -> Numbers:
+        return num_moe * self.num_experts * (self.ffn_inputs + 1) * self.model_dim * self.expert_dim
 
     @property
     def table_params(self) -> Numbers:
@@ -198,9 +206,12 @@ class Device(Table):
     num_wraparound_chips: Numbers = 1.0  # along a dim from which on its ends are joined
 
 
-def stage_imbalance(shape: Shape, cut: Cut) -> Numbers:
-    """Layers of the fullest pipeline stage over the mean: 8 over 7.875 where 16 stages have 126 layers."""
-    return np.ceil(shape.num_layers / cut.pp) * cut.pp / shape.num_layers
+def stage_layers(shape: Shape, cut: Cut) -> tuple[Numbers, Numbers]:
+    """Dense layers and layers with experts of the fullest stage: of 126 layers in 16 stages 8. Where dense layers come first, it has none of them."""
+    fullest = np.ceil(shape.num_layers / cut.pp)
+    even = fullest * shape.num_moe_layers / shape.num_layers
+    moe = np.where((shape.dense_first > 0) & (cut.pp > 1), np.minimum(fullest, shape.num_moe_layers), even)
+    return fullest - moe, moe
 
 
 def outer_stage_layers(shape: Shape, cut: Cut) -> Numbers:

@@ -14,7 +14,7 @@ from colossus.estimate.layer import Gemms
 from colossus.estimate.passes import Pass
 from colossus.estimate.pipeline import bubble_s, is_dualpipe, is_folded
 from colossus.estimate.profile import Profile
-from colossus.estimate.shape import Cut, Device, Numbers, Shape, outer_stage_layers, stage_imbalance
+from colossus.estimate.shape import Cut, Device, Numbers, Shape, outer_stage_layers, stage_layers
 from colossus.estimate.sharding import dp_s, fsdp_s, offload_s, optimizer_s
 
 _BYTES = 2
@@ -84,11 +84,10 @@ class _Layer:
 
 def step_parts(shape: Shape, cut: Cut, device: Device, profile: Profile) -> StepParts:
     """The parts of a step: layers, head, pipeline, gradients, optimizer, and what grows with the machine."""
-    kinds = [(_dense_layer(shape, cut, device, profile), shape.num_dense_layers), (_moe_layer(shape, cut, device, profile), shape.num_moe_layers)]
-    rounds = cut.num_microbatches / cut.pp * stage_imbalance(shape, cut)
+    kinds = list(zip((_dense_layer(shape, cut, device, profile), _moe_layer(shape, cut, device, profile)), stage_layers(shape, cut), strict=True))
 
     def total(part_s: list[Numbers]) -> Numbers:
-        return rounds * sum(seconds * count for seconds, (_, count) in zip(part_s, kinds, strict=True))
+        return cut.num_microbatches * sum(seconds * count for seconds, (_, count) in zip(part_s, kinds, strict=True))
 
     layers = {
         **{f"{name}_s": total([getattr(kind, name).both_s for kind, _ in kinds]) for name in ("gemm", "attention", "elementwise", "tp", "cp", "ep")},

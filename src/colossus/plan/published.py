@@ -124,6 +124,7 @@ def _moe(run: PublishedRun, base: ModelCard | None, layers: int) -> MoeCard | No
         expert_dim=round(run.number("moe_ffn_hidden", run.get("ffn_hidden"))),
         shared_dim=known.shared_dim if known else 0,
         num_dense_layers=min(known.num_dense_layers, layers - 1) if known else 0,
+        dense_layers=known.dense_layers if known else "first",
         num_groups=known.num_groups if known else None,
         num_groups_per_token=known.num_groups_per_token if known else None,
     )

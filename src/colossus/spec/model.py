@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,7 +40,7 @@ class MoeCard(Spec):
     """A mixture of experts in place of the dense feed-forward: top-k routing, no token dropped.
 
     ``shared_dim``: width of the experts that every token passes, all together. ``num_dense_layers``: how many of the first
-    layers keep the dense feed-forward, of width ``ffn_dim``. ``num_groups``: experts lie in equal groups, of which a token
+    layers keep the dense feed-forward, of width ``ffn_dim``; ``dense_layers`` "spread": as many layers among the others do. ``num_groups``: experts lie in equal groups, of which a token
     chooses ``num_groups_per_token`` first (DeepSeek's node-limited routing); None without.
     """
 
@@ -49,6 +49,7 @@ class MoeCard(Spec):
     expert_dim: Count
     shared_dim: Annotated[int, Field(ge=0)] = 0
     num_dense_layers: Annotated[int, Field(ge=0)] = 0
+    dense_layers: Literal["first", "spread"] = "first"
     num_groups: Count | None = None
     num_groups_per_token: Count | None = None
     normalize_top_k: bool = True
