@@ -24,7 +24,8 @@ def device_of(machine: Machine, chip: str, precision: str, num_chips: int | None
     up, out = machine.scale_up, machine.scale_out
     bandwidth = node.chip.memory_bandwidth_bytes_per_s
     memory = node.chip.memory_bytes
-    up_rate = rates["scale_up_fraction"] * up.bandwidth_bytes_per_s_per_chip.value if up else 0.0
+    reached = rates["torus_fraction" if up and up.torus_dims else "scale_up_fraction"]
+    up_rate = reached * up.bandwidth_bytes_per_s_per_chip.value if up else 0.0
     out_rate = rates["scale_out_fraction"] * out.bandwidth_bytes_per_s_per_chip.value if out else up_rate
     return Device(
         gemm_flop_per_s=narrow[0],

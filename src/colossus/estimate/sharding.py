@@ -16,6 +16,8 @@ from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Cut, Device, Numbers, Shape
 
 _BYTES = 2
+# Of the travel of gradients that shows however long the backward pass is: its last bucket.
+_SHOWN = 0.03
 # AdamW reads gradient, master and two moments and writes master, moments and the 16-bit weight: 4 * 4 + 3 * 4 + 2 bytes.
 _OPTIMIZER_BYTES = 30
 
@@ -43,26 +45,38 @@ def gradient_rounds(cut: Cut) -> Numbers:
     return np.where(cut.gradients_sharded > 0, np.maximum(rounds, 1.0), 1.0)
 
 
+def weights_s(shape: Shape, cut: Cut, device: Device, profile: Profile, stage_s: Numbers, compute_s: Numbers) -> Numbers:
+    """Communication of weights and gradients that shows: as FSDP where state is sharded beyond ZeRO 1, without a pipeline."""
+    as_fsdp = (cut.weights_sharded > 0) | ((cut.gradients_sharded > 0) & (cut.pp == 1))
+    return np.where(as_fsdp, fsdp_s(shape, cut, device, profile, compute_s), dp_s(shape, cut, device, profile, stage_s))
+
+
 def dp_s(shape: Shape, cut: Cut, device: Device, profile: Profile, stage_s: Numbers) -> Numbers:
-    """Gradients out and weights (or gradients again) back, once a step, less what the last backward pass hides; ZeRO 2 hides its rounds under theirs."""
-    (dense, routed), (data, expert_data) = held(shape, cut), replicas(cut)
+    """Gradients out and weights (or gradients again) back, once a step, less what the last backward pass hides. ZeRO 2 in a pipeline
+    scatters more often; each further round is hidden by its own microbatches at most."""
+    parts, ranks = held(shape, cut), replicas(cut)
+    inner = (cut.tp, np.maximum(cut.ep, 1.0))
     copies = np.where(is_dualpipe(cut), 2.0, 1.0)
-    rounds = gradient_rounds(cut)
-    wire = copies * (profile.gradient_bytes * rounds + _BYTES)
-    travel_s = gather_s(device, dense * wire, data, cut.tp) + gather_s(device, routed * wire, expert_data, np.maximum(cut.ep, 1.0))
-    hidden_s = profile.dp_hidden * rounds * stage_s / cut.virtual_stages * np.where(cut.pp > 1, 1.0, 2 / 3)
-    return np.maximum(travel_s - hidden_s, 0.03 * travel_s)
+    travel = lambda wire: sum(gather_s(device, copies * wire * part, size, near) for part, size, near in zip(parts, ranks, inner, strict=True))
+    once_s, round_s = travel(profile.gradient_bytes + _BYTES), travel(profile.gradient_bytes)
+    hidden_s = profile.dp_hidden * stage_s / cut.virtual_stages * np.where(cut.pp > 1, 1.0, 2 / 3)
+    shown = lambda seconds: np.maximum(seconds - hidden_s, _SHOWN * seconds)
+    return shown(once_s) + (gradient_rounds(cut) - 1) * shown(round_s)
 
 
 def fsdp_s(shape: Shape, cut: Cut, device: Device, profile: Profile, compute_s: Numbers) -> Numbers:
-    """ZeRO 3: weights gathered forward and backward and gradients scattered for every microbatch, beside the compute; over HSDP's groups once a step."""
+    """ZeRO 3: weights gathered forward and backward and gradients scattered for every microbatch, beside the compute; over HSDP's groups once a step.
+
+    ZeRO 2 as FSDP does it (SHARD_GRAD_OP) keeps the weights after their first use: one gather a step.
+    """
     (dense, routed), (data, expert_data) = held(shape, cut), shards(cut)
     inner = np.maximum(cut.ep, 1.0)
     one_s = gather_s(device, dense * _BYTES, data, cut.tp) + gather_s(device, routed * _BYTES, expert_data, inner)
     groups = cut.replica_groups
     across_s = gather_s(device, dense / data * profile.gradient_bytes, groups, cut.tp * data)
     across_s = across_s + gather_s(device, routed / expert_data * profile.gradient_bytes, groups, inner * expert_data)
-    travel_s = 3 * one_s * cut.num_microbatches + 2 * across_s
+    gathers = np.where(cut.weights_sharded > 0, 2 * cut.num_microbatches, 1.0)
+    travel_s = one_s * (gathers + cut.num_microbatches) + 2 * across_s
     return np.maximum(travel_s - profile.fsdp_hidden * compute_s, profile.fsdp_exposed * travel_s)
 
 

@@ -15,7 +15,7 @@ from colossus.estimate.passes import Pass
 from colossus.estimate.pipeline import bubble_s, is_dualpipe, is_folded
 from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Cut, Device, Numbers, Shape, outer_stage_layers, stage_layers
-from colossus.estimate.sharding import dp_s, fsdp_s, offload_s, optimizer_s
+from colossus.estimate.sharding import offload_s, optimizer_s, weights_s
 
 _BYTES = 2
 # A layer takes the longer of its device time and of launching it; the power joins the two smoothly.
@@ -104,7 +104,7 @@ def step_parts(shape: Shape, cut: Cut, device: Device, profile: Profile) -> Step
         "bubble_s": _idle_s(cut, stage_s, [total([kind.weight_s for kind, _ in kinds]), total([kind.forward_s for kind, _ in kinds])], send),
     }
     compute_s = sum(parts.values())
-    parts["dp_s"] = np.where(cut.weights_sharded > 0, fsdp_s(shape, cut, device, profile, compute_s), dp_s(shape, cut, device, profile, stage_s))
+    parts["dp_s"] = weights_s(shape, cut, device, profile, stage_s, compute_s)
     parts["offload_s"] = offload_s(shape, cut, device, kept_bytes(shape, cut), stage_s)
     parts["optimizer_s"] = optimizer_s(shape, cut, device)
     parts["overhead_s"] = profile.step_overhead_s + np.zeros_like(compute_s)

@@ -4,8 +4,9 @@ Source: "How to scale your model" (jax-ml.github.io/scaling-book), chapters TPUs
 arXiv 2304.01433, section 2: a dim has links around it only where it is long enough (whole cubes of 4 in v4; 16 in v5e).
 
 Axes are laid inner to outer over the dims in order: an axis of ``size`` that starts ``inner`` chips apart takes a run of each dim
-that it reaches, ``stride`` chips from one member to the next; strided groups share a dim's links. Ignored: twisted tori, and
-meshes that a compiler folds otherwise.
+that it reaches, ``stride`` chips from one member to the next; strided groups share a dim's links. Where slices are joined of cubes by
+optical switches (v4, v5p, v7), the slice is taken in the shape whose dims end where the axis begins or ends, if a dim of whole
+cubes can. Ignored: twisted tori, and meshes that a compiler folds otherwise.
 """
 
 from __future__ import annotations
@@ -20,13 +21,26 @@ from colossus.estimate.shape import Device, Numbers
 def runs(device: Device, size: Numbers, inner: Numbers) -> Iterator[tuple[Numbers, Numbers, Numbers]]:
     """Of each dim: the members of one group along it, the chips between two of them, and the links that one member has there."""
     before: Numbers = 1.0
-    for length in (device.torus_x, device.torus_y, device.torus_z):
+    for length in _lengths(device, np.where(inner > 1, inner, size)):
         low, high = np.maximum(inner, before), np.minimum(inner * size, before * length)
         members = np.maximum(high / low, 1.0)
         stride = np.maximum(low / before, 1.0)
         around = (members * stride >= length) & (length >= device.num_wraparound_chips)
         yield members, stride, np.where(members > 1, np.where(around, 2.0, 1.0) / stride, 0.0)
         before = before * length
+
+
+def _lengths(device: Device, border: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+    """The dims, reshaped where they can be so that one or two of them hold ``border`` chips."""
+    edge, whole = device.num_wraparound_chips, device.torus_x * device.torus_y * device.torus_z
+    cubes = (device.num_torus_dims == 3) & (device.torus_x > edge) & (border >= edge)
+    one, two = cubes & (border * edge**2 <= whole), cubes & (border * edge <= whole) & (border >= edge**2)
+    root, rest = np.sqrt(border), np.sqrt(whole / border)
+    return (
+        np.where(one, border, np.where(two, root, device.torus_x)),
+        np.where(one, rest, np.where(two, root, device.torus_y)),
+        np.where(one, rest, np.where(two, whole / border, device.torus_z)),
+    )
 
 
 def link_bytes_per_s(device: Device) -> Numbers:

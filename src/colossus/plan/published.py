@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,12 +13,22 @@ from colossus.catalog.nodes import load_node_entry
 from colossus.catalog.published import PublishedRun, our_word
 from colossus.estimate.device import device_of, holding_of, is_low_precision, profile_of
 from colossus.estimate.footprint import Holding
+from colossus.estimate.pipeline import place
 from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Cut, Device, Shape
 from colossus.spec.errors import DataError
+from colossus.spec.layout import Schedule
 from colossus.spec.machine import Machine
 from colossus.spec.model import Activation, ModelCard, MoeCard
 
+_SCHEDULES = (
+    ("zbv|zb-?v", Schedule.ZB_V),
+    ("v-?half", Schedule.V_HALF),
+    ("v-?min", Schedule.V_MIN),
+    ("zero-?bubble|zbb|zb-?h1", Schedule.ZB_H1),
+    ("dualpipe", Schedule.DUALPIPE),
+    ("gpipe", Schedule.GPIPE),
+)
 # Sequences of a microbatch where a table gives none.
 _USUAL_MICROBATCH = 4
 
@@ -138,23 +149,44 @@ def cut_of(run: PublishedRun, card: ModelCard, program: Program, precision: str)
         raise DataError(f"row {run.id}: tp, pp and cp do not multiply to {chips:.0f} chips")
     micro = min(run.number("micro_batch", _USUAL_MICROBATCH), sequences / dp)
     recompute, zero = run.text("recompute"), run.text("zero_stage")
+    schedule = schedule_of(run.text("framework"))
     chunks = card.num_layers / axis["pp"] / program.chunk_layers if program.chunk_layers and axis["pp"] > 1 else 1.0
-    sharded = "fsdp" in zero.lower() or zero.startswith("3")
+    gradients = re.match(r"2|.*zero2", zero) is not None
+    sharded = not gradients and ("fsdp" in zero.lower() or zero.startswith("3"))
     return Cut(
         **axis,
         dp=dp,
-        virtual_stages=run.number("vpp", max(1.0, chunks)) or 1.0,
+        virtual_stages=run.number("vpp", max(1.0, chunks)) or 1.0 if schedule is Schedule.ONE_F_ONE_B else 1.0,
         microbatch_sequences=micro,
         num_microbatches=sequences / dp / micro,
         sequence_tokens=run.number("seq_len"),
         recompute=float(recompute.startswith("full")),
         selective=float(recompute.startswith("selective (")),
         weights_sharded=float(sharded),
-        optimizer_sharded=float(
-            not sharded and (zero.startswith(("distributed", "1", "2")) or (not zero and program.name.startswith(("nemo", "mlperf", "megatron-b"))))
-        ),
+        optimizer_sharded=float(gradients or (not sharded and _is_distributed(zero, program))),
         is_low_precision=float(is_low_precision(precision)),
+        gradients_sharded=float(gradients),
+        replica_groups=_replica_groups(zero, dp * axis["cp"]) if sharded else 1.0,
+        schedule=float(place(schedule)),
+        optimizer_offload=float(run.text("optimizer_offload").lower() not in ("", "no", "none", "0", "false")),
     )
+
+
+def _is_distributed(zero: str, program: Program) -> bool:
+    """Whether the optimizer's state is sharded: as the row says, or as programs do that shard it unless told otherwise."""
+    return zero.startswith(("distributed", "1")) or (not zero and program.name.startswith(("nemo", "mlperf", "megatron-b")))
+
+
+def schedule_of(framework: str) -> Schedule:
+    """The pipeline's schedule where a framework's name ends in one: ``Primus-pipeline zbv-formatted``."""
+    return next((schedule for pattern, schedule in _SCHEDULES if re.search(pattern, framework, re.IGNORECASE)), Schedule.ONE_F_ONE_B)
+
+
+def _replica_groups(zero: str, data: float) -> float:
+    """HSDP: ``fsdp(shard group 64)``, ``fsdp 16 x dp 8``; 1 where the group is all ranks."""
+    found = re.search(r"(?:shard group |fsdp )(\d+)", zero)
+    shards = float(found[1]) if found else data
+    return data / shards if data % shards == 0 else 1.0
 
 
 def measured_step_s(run: PublishedRun) -> float:

@@ -28,7 +28,7 @@ from colossus.spec.model import ModelCard
 _USABLE = 0.97
 _MOST_TP, _MOST_CP, _MOST_MICROBATCH = 64, 64, 16
 REMATS = ("none", "selective", "full")
-SHARDINGS = ("zero 1", "zero 3")  # ZeRO 2 where 1 does not fit: plan/variants.py
+SHARDINGS = ("zero 1", "zero 3")  # ZeRO 2 and groups: plan/variants.py
 
 
 @dataclass(frozen=True, kw_only=True)

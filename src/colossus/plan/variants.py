@@ -1,7 +1,7 @@
 """What else a cut of the mesh can be run with: kinds of cp, pipeline schedules, ZeRO and HSDP, offload. Only what the program offers.
 
-Sound pruning: ZeRO 2, offload to the host and GPipe cost time and (GPipe) memory, so that none is faster than the same cut
-without it. ZeRO 2 and offload are tried where the cut does not fit without; GPipe never.
+Sound pruning: ZeRO 2 in a pipeline, offload to the host and GPipe cost time and (GPipe) memory, so that none is faster than the
+same cut without it. ZeRO 2 in a pipeline and offload are tried where the cut does not fit without; GPipe never.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def faster(cut: Cut, card: ModelCard, can: tuple[str, ...], domain_chips: float)
     """The cuts, and all that may be faster than they are."""
     whole = join([cut, *_schedules(cut, card.num_layers, can)])
     whole = join([whole, *_cp_kinds(whole, card.num_heads, can)])
-    return join([whole, *(_replicated(whole, domain_chips) if "hsdp" in can else ())])
+    scattered = [_as_zero_2(take(whole, (whole.pp == 1) & (whole.optimizer_sharded > 0)))] if "zero 2" in can else []
+    return join([whole, *scattered, *(_replicated(whole, domain_chips) if "hsdp" in can else ())])
 
 
 def smaller(cut: Cut, can: tuple[str, ...]) -> Cut:
@@ -49,13 +50,17 @@ def smaller(cut: Cut, can: tuple[str, ...]) -> Cut:
         if any(chosen):
             wanted = dict(zip(names, chosen, strict=True))
             some = take(cut, _sensible(cut, wanted))
-            pieces.append(replace(some, **{name: np.full_like(some.tp, value) for name, value in wanted.items()}))
+            pieces.append(replace(some, **{name: np.maximum(getattr(some, name), value) for name, value in wanted.items()}))
     return join(pieces) if pieces else take(cut, np.zeros(len(cut.tp), bool))
 
 
+def _as_zero_2(cut: Cut) -> Cut:
+    return replace(cut, gradients_sharded=np.ones_like(cut.tp))
+
+
 def _sensible(cut: Cut, wanted: dict[str, float]) -> np.ndarray:
-    """ZeRO 3 shards gradients already; activations that are recomputed are not offloaded too."""
-    sharded = (wanted.get("gradients_sharded", 0.0) == 0) | (cut.optimizer_sharded > 0)
+    """ZeRO 2 of ZeRO 1 in a pipeline; activations that are recomputed are not offloaded too."""
+    sharded = (wanted.get("gradients_sharded", 0.0) == 0) | ((cut.optimizer_sharded > 0) & (cut.pp > 1))
     return sharded & ((wanted.get("activation_offload", 0.0) == 0) | (cut.recompute + cut.selective == 0))
 
 
