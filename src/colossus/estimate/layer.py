@@ -68,7 +68,8 @@ def attention_core(shape: Shape, cut: Cut, device: Device, profile: Profile) -> 
     keys = mean_keys(shape, cut)
     heads = shape.num_heads / cut.tp
     flop = 2 * cut.tokens * keys * heads * (shape.query_dim + shape.value_dim)
-    rate = device.attention_flop_per_s * profile.attention_fraction / (1 + profile.attention_half_tokens / kernel_tokens(cut))
+    halves = 1 + profile.attention_half_tokens / kernel_tokens(cut) + profile.attention_half_dim / shape.value_dim
+    rate = device.attention_flop_per_s * profile.attention_fraction / halves
     scores_s = profile.score_passes * cut.tokens * cut.sequence_tokens * heads * _BYTES / device.memory_bytes_per_s
     return Pass(forward_s=flop / rate + scores_s, backward_s=2.5 * profile.attention_backward * flop / rate + 2 * scores_s)
 

@@ -20,6 +20,7 @@ class Profile(Table):
     attention_fraction: Numbers  # of the 16-bit GEMM rate that attention reaches forward
     attention_backward: Numbers  # backward attention's time over 2.5 forwards (its FLOP)
     attention_half_tokens: Numbers  # sequence at which attention reaches half its rate
+    attention_half_dim: Numbers  # head dim at which it does
     # Of the program.
     elementwise_passes: Numbers  # over the activations of a layer, against one write of each
     expert_passes: Numbers  # the same around experts: routing, permuting, gating
