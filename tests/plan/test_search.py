@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import colossus
-from colossus.plan.answer import answer, choice_at, explain, layout_of, scaling
+from colossus.plan.answer import answer, choice_at, layout_of
+from colossus.plan.explain import explain
+from colossus.plan.front import scaling
 from colossus.plan.search import cuts, estimate, search
 from colossus.plan.whatif import FIGURES, Change, best_step_s, changed, parse_change, tornado
 from colossus.spec.answer import Answer, PlannedLayout

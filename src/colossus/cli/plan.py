@@ -18,6 +18,7 @@ from colossus.cli.program import program_options
 @click.option(
     "--objective", type=click.Choice(["time", "cost", "energy"]), default="time", show_default=True, help="cost and energy choose the number of chips too."
 )
+@click.option("--deadline", metavar="TIME", help="Be done within, e.g. 30d or 12h; with --objective cost the cheapest that is.")
 @click.option("--precision", help="bfloat16, float8, mxfp8, nvfp4; default bfloat16.")
 @click.option("--program", help="Whose efficiency: a training program that runs were published of (megatron-bridge-26.05, torchtitan, maxtext, ...).")
 @click.option("--sequences", type=click.IntRange(min=1), help="Sequences of a step, where JOB is a model; default about 4 M tokens.")
@@ -28,7 +29,9 @@ from colossus.cli.program import program_options
 @click.option("--what-if", "what_if", multiple=True, metavar="FIGURE*FACTOR", help="Plan on a machine with one figure changed, e.g. chip.peak*1.2.")
 @click.option("--tornado", is_flag=True, help="Which hardware figure matters most: each 20 % down and up.")
 @click.option("--scaling", is_flag=True, help="The best layout on halves of the machine too: time, chips and money.")
+@click.option("--pareto", is_flag=True, help="Every number of chips that no other beats in time, chips and money at once.")
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Write the plan as one self-contained page with plots.")
+@click.option("--plots", metavar="FOLDER", type=click.Path(path_type=Path), help="Write every plot as SVG, and as PNG where colossus[png] is installed.")
 @click.option("--workers", type=int, help="Worker processes, on this machine.")
 @program_options
 @set_option

@@ -7,34 +7,61 @@ from dataclasses import replace
 from math import prod
 
 import numpy as np
+from pydantic import PrivateAttr
 
 from colossus.catalog.measured import training_power_fraction
+from colossus.catalog.nodes import load_node_entry, node_names
 from colossus.estimate.flop import train_flop
 from colossus.estimate.parameters import num_parameters
 from colossus.estimate.shape import Cut
-from colossus.plan.search import REMATS, Candidates, Question, cuts, estimate, search
-from colossus.report.plan_page import PART_WORDS, answer_section
+from colossus.plan.counts import choose_chips
+from colossus.plan.search import REMATS, Candidates, Question, cuts, search
+from colossus.report.picture import Picture
+from colossus.report.plan_page import answer_section
+from colossus.report.plan_plots import pictures
+from colossus.report.plan_words import count, part_name
 from colossus.spec.answer import Answer, Choice, PlannedLayout
 from colossus.spec.layout import Remat
 from colossus.spec.machine import Figure
 from colossus.spec.plan import Infeasible
 from colossus.spec.units import format_quantity
 
+_TIMES_OVER = 64
+# From this share of a chip's memory on a plan is told to be tight: the worst estimate of a published peak was off by about as much as is left.
+_TIGHT = 0.92
+
 
 class ShownAnswer(Answer):
-    """An answer that draws itself in a notebook."""
+    """An answer that draws itself in a notebook, and has all its pictures."""
+
+    _question: Question | None = PrivateAttr(None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Answer) and self.to_data() == other.to_data()
+
+    __hash__ = None  # type: ignore[assignment]
 
     def _repr_html_(self) -> str:
         return answer_section(self)
 
+    @property
+    def plots(self) -> dict[str, Picture]:
+        """By name: waterfall, memory, roofline, tornado, scaling, front. Each draws itself in a notebook; ``alone("")`` is its SVG file."""
+        from colossus.plan.plots import pictures_of
 
-_TIMES_OVER = 64
+        found = pictures(self) if self._question is None else pictures_of(self._question, self)
+        return {picture.name: picture for picture in found}
 
 
-def answer(question: Question, *, name: str, total_tokens: float, top: int = 3, objective: str = "time") -> Answer | Infeasible:
+def answer(
+    question: Question, *, name: str, total_tokens: float, top: int = 3, objective: str = "time", deadline_s: float | None = None
+) -> Answer | Infeasible:
     """The best ``top`` layouts. On a fixed number of chips the fastest is also the cheapest; cost and energy choose the chips too."""
-    if objective != "time":
-        question = _thriftiest(question)
+    whole = question
+    chosen = choose_chips(question, total_tokens, objective=objective, deadline_s=deadline_s)
+    if isinstance(chosen, Infeasible):
+        return chosen
+    question = chosen
     candidates = search(question)
     order = candidates.order()
     if not len(order):
@@ -42,7 +69,7 @@ def answer(question: Question, *, name: str, total_tokens: float, top: int = 3, 
     choices = [choice_at(question, candidates, int(index), total_tokens) for index in order[:top]]
     first = choices[0]
     told = [first, *(other.model_copy(update={"why_not_first": why_slower(first, other)}) for other in choices[1:])]
-    return ShownAnswer(
+    found = ShownAnswer(
         model=name,
         machine=question.machine.name,
         num_chips=question.num_chips,
@@ -52,12 +79,17 @@ def answer(question: Question, *, name: str, total_tokens: float, top: int = 3, 
         sequence_tokens=question.sequence_tokens,
         total_tokens=total_tokens,
         objective=objective,
+        deadline_s=deadline_s,
+        chip=question.chip,
+        chip_memory_bytes=question.device.memory_bytes,
         num_parameters=num_parameters(question.card),
         num_layouts=len(candidates),
         num_fitting=len(order),
         choices=told,
-        notes=list(_notes(question)),
+        notes=[*_notes(question), *_tight(question, candidates, first)],
     )
+    found._question = whole
+    return found
 
 
 def choice_at(question: Question, candidates: Candidates, index: int, total_tokens: float) -> Choice:
@@ -107,64 +139,16 @@ def why_slower(first: Choice, other: Choice) -> str:
     extra_s = {name: other.parts_s[name] - first.parts_s[name] for name in first.parts_s}
     total_s = other.step_s - first.step_s
     worst = sorted(extra_s.items(), key=lambda item: -item[1])[:2]
-    named = [f"{PART_WORDS[name]} +{format_quantity(seconds, 's')}" for name, seconds in worst if seconds > 0.1 * max(total_s, 1e-9)]
+    named = [f"{part_name(name)} +{format_quantity(seconds, 's')}" for name, seconds in worst if seconds > 0.1 * max(total_s, 1e-9)]
     return f"{total_s / first.step_s:.1%} slower: {', '.join(named)}" if named else f"{total_s / first.step_s:.1%} slower"
-
-
-def explain(question: Question, wanted: PlannedLayout) -> str:
-    """What stands against a layout of the user's, or how much slower than the best one it is."""
-    rules = list(_broken_rules(question, wanted))
-    if rules:
-        return "; ".join(rules)
-    cut = _cut_of(question, wanted)
-    mine = estimate(question, cut)
-    room = question.device.memory_bytes
-    if not mine.fits[0]:
-        return f"needs {_size(mine.memory_bytes[0])} of a chip's {_size(room)}: {_largest_parts(mine)}"
-    best = search(question)
-    order = best.order()
-    first = choice_at(question, best, int(order[0]), 1.0)
-    return f"fits; {why_slower(first, choice_at(question, mine, 0, 1.0))}, against {first.layout.describe()}"
-
-
-def scaling(question: Question, total_tokens: float) -> list[Choice]:
-    """The best layout on the whole machine and on halves of it, down to what still fits: time, chips and money side by side."""
-    found = []
-    chips = question.num_chips
-    while chips >= 1:
-        part = replace(question, num_chips=chips)
-        candidates = search(part)
-        order = candidates.order()
-        if len(order):
-            found.append(choice_at(part, candidates, int(order[0]), total_tokens))
-        if chips % 2:
-            break
-        chips //= 2
-    return found
-
-
-def _thriftiest(question: Question) -> Question:
-    """The number of chips, of halvings of the machine, on which training takes the fewest chip-hours."""
-    best, least = question, np.inf
-    chips = question.num_chips
-    while chips >= 1:
-        part = replace(question, num_chips=chips)
-        candidates = search(part)
-        order = candidates.order()
-        if len(order) and candidates.step_s[order[0]] * chips < least:
-            best, least = part, candidates.step_s[order[0]] * chips
-        if chips % 2:
-            break
-        chips //= 2
-    return best
 
 
 def _limit(parts_s: dict[str, float], step_s: float) -> str:
     """The largest part beside the products themselves, where it matters, else the products."""
     name, seconds = max(((name, seconds) for name, seconds in parts_s.items() if name != "gemm"), key=lambda item: item[1])
     if parts_s["gemm"] >= 0.7 * step_s or parts_s["gemm"] > 2 * seconds:
-        return f"{PART_WORDS['gemm']} ({parts_s['gemm'] / step_s:.0%} of the step); then {PART_WORDS[name]} ({seconds / step_s:.0%})"
-    return f"{PART_WORDS[name]} ({seconds / step_s:.0%} of the step), beside {PART_WORDS['gemm']} ({parts_s['gemm'] / step_s:.0%})"
+        return f"{part_name('gemm')} ({parts_s['gemm'] / step_s:.0%} of the step); then {part_name(name)} ({seconds / step_s:.0%})"
+    return f"{part_name(name)} ({seconds / step_s:.0%} of the step), beside {part_name('gemm')} ({parts_s['gemm'] / step_s:.0%})"
 
 
 def _peak_flop_per_s(question: Question) -> float:
@@ -213,7 +197,29 @@ def _notes(question: Question) -> list[str]:
         notes.append(f"what if {' and '.join(map(str, question.changes))}: the machine as it is takes {_plain_step(question)} a step")
     if question.precision != "bfloat16":
         notes.append("MFU is over the 16-bit peak")
-    return notes
+    return [*notes, *_count_note(question)]
+
+
+def _count_note(question: Question) -> Iterator[str]:
+    """``gb200-nvl72*8`` are 8 chips: said wherever a node's name was counted, which may have meant nodes or racks."""
+    kind, star, _ = question.machine.name.partition("*")
+    if not star or kind not in node_names():
+        return
+    machine, per_node = question.machine, question.machine.node.num_chips
+    domain = load_node_entry(kind).domain
+    most = max(per_node, domain.num_chips if domain and domain.num_torus_dims is None else 0)
+    whole = f"{machine.num_chips:,} such domains of {most} would be {kind}*{machine.num_chips * most}"
+    yield f"{machine.name} counts chips: {count(machine.num_chips, 'chip')} in {count(machine.num_nodes, 'node')} of {per_node}; {whole}"
+
+
+def _tight(question: Question, candidates: Candidates, first: Choice) -> Iterator[str]:
+    """A plan that nearly fills its chips, and the fastest that leaves room."""
+    room = question.device.memory_bytes
+    if first.memory_bytes_per_chip <= _TIGHT * room:
+        return
+    roomy = candidates.step_s[candidates.memory_bytes <= _TIGHT * room]
+    other = f"the fastest within {_TIGHT:.0%} takes {roomy.min() / first.step_s - 1:.1%} longer" if len(roomy) else "no layout leaves more"
+    yield f"fills {first.memory_bytes_per_chip / room:.0%} of a chip's memory, which real allocators may not allow; {other}"
 
 
 def _plain_step(question: Question) -> str:
@@ -232,10 +238,10 @@ def _infeasible(question: Question, candidates: Candidates) -> Infeasible:
     least = candidates.memory_bytes[index]
     room = question.device.memory_bytes
     described = layout_of(candidates.at(index)[0]).describe()
-    reason = f"no layout fits {question.num_chips} chips of {_size(room)}: the smallest need is {_size(least)} a chip, as {described}"
+    reason = f"no layout fits {question.num_chips} chips of {format_size(room)}: the smallest need is {format_size(least)} a chip, as {described}"
     more = next((chips for chips in _doublings(question) if _fits(replace(question, num_chips=chips))), None)
     enough = "" if more is None else f"--chips {more}" if more <= question.machine.num_chips else f"{more} chips, e.g. --on {question.chip}*{more}"
-    ways = [enough, f"chips of {_size(least / 0.97)} or more", "fewer sequences of fewer tokens"]
+    ways = [enough, f"chips of {format_size(least / 0.97)} or more", "fewer sequences of fewer tokens"]
     return Infeasible(reason=reason, fit="; or ".join(filter(None, ways)))
 
 
@@ -253,29 +259,6 @@ def _near(question: Question) -> Sequence[int]:
     step = question.machine.node.num_chips
     counts = range(step, 2 * question.num_chips + 1, step)
     return sorted((count for count in counts if count != question.num_chips), key=lambda count: abs(count - question.num_chips))[:64]
-
-
-def _broken_rules(question: Question, wanted: PlannedLayout) -> Iterator[str]:
-    card, chips = question.card, question.num_chips
-    product = wanted.pp * wanted.dp * wanted.cp * wanted.tp
-    if product != chips:
-        yield f"pp x dp x cp x tp = {product}, but there are {chips} chips"
-    if card.num_heads % wanted.tp:
-        yield f"tp {wanted.tp} does not divide {card.num_heads} heads"
-    if wanted.tp > question.device.domain_chips:
-        yield f"tp {wanted.tp} leaves the scale-up domain of {question.device.domain_chips:.0f} chips"
-    if wanted.pp > card.num_layers:
-        yield f"pp {wanted.pp} is more than {card.num_layers} layers"
-    if question.num_sequences % (wanted.dp * wanted.num_microbatch_sequences):
-        yield f"dp {wanted.dp} x {wanted.num_microbatch_sequences} a microbatch does not divide {question.num_sequences} sequences"
-    if question.sequence_tokens % (wanted.tp * (2 * wanted.cp if wanted.cp > 1 else 1)):
-        yield f"tp {wanted.tp} and cp {wanted.cp} do not cut {question.sequence_tokens} tokens evenly"
-    if wanted.zero_stage == 3 and wanted.pp > 1:
-        yield "ZeRO 3 with a pipeline would gather all weights anew for every microbatch"
-    if (wanted.dp * wanted.cp * wanted.tp) % wanted.ep:
-        yield f"ep {wanted.ep} does not divide the {wanted.dp * wanted.cp * wanted.tp} chips of a stage"
-    if wanted.ep > 1 and (card.moe is None or card.moe.num_experts % wanted.ep):
-        yield f"ep {wanted.ep} does not divide {card.moe.num_experts if card.moe else 'no'} experts"
 
 
 def _cut_of(question: Question, wanted: PlannedLayout) -> Cut:
@@ -297,11 +280,5 @@ def _cut_of(question: Question, wanted: PlannedLayout) -> Cut:
     )  # fmt: skip
 
 
-def _largest_parts(candidates: Candidates) -> str:
-    memory = candidates.at(0)[2]
-    parts = sorted(vars(memory).items(), key=lambda item: -item[1])[:3]
-    return ", ".join(f"{name.removesuffix('_bytes')} {_size(num_bytes)}" for name, num_bytes in parts)
-
-
-def _size(num_bytes: float) -> str:
+def format_size(num_bytes: float) -> str:
     return format_quantity(float(num_bytes), "B", binary=True)

@@ -19,6 +19,7 @@ from colossus.spec.errors import CatalogError, Problem, SpecError, nearest
 from colossus.spec.job import TrainJob, load_job
 from colossus.spec.machine import Machine
 from colossus.spec.model import ModelCard
+from colossus.spec.units import parse_quantity
 
 # Defaults where a model is named instead of a job: the batch of Llama 2 and 3's pretraining, and Hoffmann et al. 2022's
 # tokens for each parameter (arXiv 2203.15556).
@@ -32,11 +33,12 @@ _USUAL = {"gpu": "megatron-bridge-26.05", "tpu": "maxtext", "cpu": "colossus"}
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A question with what it was called and how many tokens are to be trained."""
+    """A question with what it was called, how many tokens are to be trained, and within what time."""
 
     question: Question
     model: str
     total_tokens: float
+    deadline_s: float | None = None
 
 
 def ask(
@@ -50,6 +52,7 @@ def ask(
     sequences: int | None = None,
     sequence_tokens: int | None = None,
     tokens: float | None = None,
+    deadline: str | float | None = None,
     coefficients: Path | None = None,
 ) -> Asked:
     """Reads what the user named; every wrong name is an error with the nearest right one. ``coefficients``: a user's own, laid over the catalog's."""
@@ -57,16 +60,31 @@ def ask(
     length, count, default_tokens = _batch(card, file, sequences, sequence_tokens)
     question = _question(card, length, count, machine, precision=precision, program=program, coefficients=coefficients)
     if tokens is not None and not 0 < tokens < math.inf:
-        raise _refuse("--tokens", str(tokens), "must be above zero, and a number")
-    return Asked(question=_on_chips(question, chips), model=name, total_tokens=tokens or default_tokens)
+        raise _refuse("--tokens", f"{tokens:g}", "must be above zero, and a number")
+    return Asked(question=_on_chips(question, chips), model=name, total_tokens=tokens or default_tokens, deadline_s=deadline_s(deadline))
 
 
-def question_of(job: TrainJob, machine: str, *, chips: int | None = None, precision: str | None = None, program: str | None = None) -> Asked:
+def question_of(
+    job: TrainJob, machine: str, *, chips: int | None = None, precision: str | None = None, program: str | None = None, deadline: str | float | None = None
+) -> Asked:
     """A question from a job as an object (the Python door)."""
     card = _card_of(job)
     length, count, tokens = _batch(card, job, None, None)
     question = _question(card, length, count, machine, precision=precision, program=program, coefficients=None)
-    return Asked(question=_on_chips(question, chips), model=job.name, total_tokens=tokens)
+    return Asked(question=_on_chips(question, chips), model=job.name, total_tokens=tokens, deadline_s=deadline_s(deadline))
+
+
+def deadline_s(given: str | float | None) -> float | None:
+    """``"30d"`` or seconds; SpecError where it is no time above zero."""
+    if given is None:
+        return None
+    try:
+        seconds = parse_quantity(given, "s") if isinstance(given, str) else float(given)
+    except ValueError:
+        raise _refuse("--deadline", repr(given), "is no time", "write e.g. 30d, 12h or 90min") from None
+    if not 0 < seconds < math.inf:
+        raise _refuse("--deadline", repr(given), "must be above zero, and a number", "write e.g. 30d, 12h or 90min")
+    return seconds
 
 
 def _question(card: ModelCard, length: int, count: int, machine: str, *, precision: str | None, program: str | None, coefficients: Path | None) -> Question:

@@ -27,6 +27,10 @@ class PlannedLayout(Spec):
     remat: Remat = Remat.NONE
     zero_stage: Literal[1, 3] = 1
 
+    @property
+    def num_chips(self) -> int:
+        return self.pp * self.dp * self.cp * self.tp
+
     def describe(self) -> str:
         axes = [f"{name} {size}" for name in ("pp", "dp", "cp", "tp", "ep") if (size := getattr(self, name)) > 1]
         stages = f", {self.num_virtual_stages} virtual stages" if self.num_virtual_stages > 1 else ""
@@ -58,9 +62,16 @@ class Choice(Spec):
     limited_by: str
     why_not_first: str | None = None
 
+    @property
+    def num_chips(self) -> int:
+        return self.layout.num_chips
+
 
 class Answer(Spec):
-    """The question as it was understood, how many layouts there are, and the best of them, best first."""
+    """The question as it was understood, how many layouts there are, and the best of them, best first.
+
+    ``chip``: its catalog name. ``chip_memory_bytes``: all that it has. ``deadline_s``: what the choice of chips had to meet.
+    """
 
     schema_version: Literal[1] = Field(1, alias="schema")
     model: str
@@ -72,6 +83,9 @@ class Answer(Spec):
     sequence_tokens: int
     total_tokens: float
     objective: Literal["time", "cost", "energy"] = "time"
+    deadline_s: float | None = None
+    chip: str | None = None
+    chip_memory_bytes: float | None = None
     num_parameters: int
     num_layouts: int
     num_fitting: int

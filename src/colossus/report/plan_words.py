@@ -1,0 +1,128 @@
+"""How figures of a plan are said: parts of a step and of memory, energy, money, carbon; the same in terminal and page."""
+
+from __future__ import annotations
+
+from colossus.spec.answer import Answer, Choice
+from colossus.spec.units import format_quantity
+
+# What each part of a step is called when it is what limits it.
+PART_WORDS = {
+    "gemm": "matrix products",
+    "attention": "attention",
+    "elementwise": "memory traffic of norms, activations and routing",
+    "recompute": "recomputing activations",
+    "head": "the vocabulary head and loss",
+    "host": "launching kernels from the host",
+    "tp": "tensor-parallel communication",
+    "cp": "passing keys and values between context ranks",
+    "ep": "the experts' all-to-all",
+    "pp": "messages between pipeline stages",
+    "bubble": "the pipeline's bubble",
+    "dp": "reducing gradients and gathering weights",
+    "optimizer": "the optimizer",
+    "overhead": "overheads of a step",
+    "jitter": "waiting for the slowest rank",
+}
+MEMORY_WORDS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "the optimizer's state",
+    "activations": "activations",
+    "logits": "logits",
+    "buffers": "weights as they are gathered",
+    "runtime": "runtime, buffers and fragments",
+}
+
+
+def part_name(name: str) -> str:
+    return PART_WORDS.get(name, name)
+
+
+def memory_name(name: str) -> str:
+    return MEMORY_WORDS.get(name, name)
+
+
+def count(number: int, noun: str) -> str:
+    """``1 chip``, ``2,048 chips``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def energy(joules: float) -> str:
+    """In the meter's units: ``1.2 kWh``, ``10,046 MWh``."""
+    kwh = joules / 3.6e6
+    return f"{kwh:.3g} kWh" if kwh < 999.5 else f"{kwh / 1e3:.3g} MWh" if kwh < 999.5e3 else f"{kwh / 1e3:,.0f} MWh"
+
+
+def money(usd: float) -> str:
+    """``$0.04``, ``$12.50``, ``$35,490,285``."""
+    return f"${usd:,.0f}" if usd >= 1000 else f"${usd:.2f}" if usd >= 0.01 else f"${usd:.2g}"
+
+
+def carbon(kg_co2e: float) -> str:
+    """``0.4 kg CO2e``, ``3,751 t CO2e``."""
+    return f"{kg_co2e:.3g} kg CO2e" if kg_co2e < 999.5 else f"{kg_co2e / 1e3:.3g} t CO2e" if kg_co2e < 999.5e3 else f"{kg_co2e / 1e3:,.0f} t CO2e"
+
+
+def size(num_bytes: float) -> str:
+    return format_quantity(num_bytes, "B", binary=True)
+
+
+def short_count(number: float) -> str:
+    """``8.12 T``."""
+    return format_quantity(number, "").strip()
+
+
+def heading(answer: Answer) -> str:
+    """What was planned, where."""
+    return f"{answer.model} on {count(answer.num_chips, 'chip')} of {answer.machine}, {answer.precision}, {answer.num_sequences:,} x {answer.sequence_tokens:,} tokens a step"
+
+
+def rows(answer: Answer) -> list[tuple[str, str]]:
+    """(figure, words) of the best layout; what the catalog does not know is left out."""
+    best = answer.best
+    seconds = lambda value: format_quantity(value, "s")
+    told = [
+        ("layout", best.layout.describe()),
+        ("step", f"{seconds(best.step_s)}  ({seconds(best.lower_step_s)} to {seconds(best.upper_step_s)} holds 9 runs in 10)"),
+        ("throughput", f"{best.throughput_tokens_per_s:,.0f} tokens/s, {best.throughput_tokens_per_s / answer.num_chips:,.0f} a chip"),
+        ("MFU", f"{best.mfu_fraction:.1%}  {format_quantity(best.model_flop_per_s_per_chip, 'FLOP/s')} a chip"),
+        ("memory", _memory(answer)),
+        ("limited by", best.limited_by),
+        ("time to train", f"{seconds(best.time_to_train_s)} for {short_count(answer.total_tokens)} tokens, without failures"),
+    ]
+    bill = [
+        ("power", best.power_w, lambda value: f"{format_quantity(value, 'W')} at the site, mean"),
+        ("energy", best.energy_j, energy),
+        ("rent", best.cost_usd, money),
+        ("carbon", best.carbon_kg_co2e, carbon),
+    ]
+    return told + [(name, words(value)) for name, value, words in bill if value is not None]
+
+
+def _memory(answer: Answer) -> str:
+    need, room = answer.best.memory_bytes_per_chip, answer.chip_memory_bytes
+    return f"{size(need)} of a chip's {size(room)}, {need / room:.0%}" if room else f"{size(need)} a chip"
+
+
+def verdict(answer: Answer) -> str:
+    best = answer.best
+    return (
+        f"{format_quantity(best.step_s, 's')} a step, MFU {best.mfu_fraction:.1%}, {best.throughput_tokens_per_s:,.0f} tokens/s: "
+        f"{format_quantity(best.time_to_train_s, 's')} for {short_count(answer.total_tokens)} tokens, as {best.layout.describe()}."
+    )
+
+
+def option_cells(choice: Choice) -> tuple[str, ...]:
+    """Cells of one choice among numbers of chips; ``OPTION_HEADER`` names them."""
+    rent = "" if choice.cost_usd is None else money(choice.cost_usd)
+    return (
+        f"{choice.num_chips:,}",
+        format_quantity(choice.step_s, "s"),
+        f"{choice.mfu_fraction:.1%}",
+        format_quantity(choice.time_to_train_s, "s"),
+        rent,
+        choice.layout.describe(),
+    )
+
+
+OPTION_HEADER = ("chips", "step", "MFU", "time to train", "rent", "layout")
