@@ -13,7 +13,9 @@ from colossus.cli.program import program_options
 
 @click.command("plan")
 @click.argument("job", metavar="JOB")
-@click.option("--on", "machine", help="A machine of the catalog (colossus machines), or CHIP*COUNT, e.g. h100-sxm*64. Without it: this machine.")
+@click.option(
+    "--on", "machine", help="A machine of the catalog (colossus machines), or CHIP*COUNT, e.g. h100-sxm*64, COUNT in chips. Without it: this machine."
+)
 @click.option("--chips", type=click.IntRange(min=1), help="Use so many chips of the machine.")
 @click.option(
     "--objective", type=click.Choice(["time", "cost", "energy"]), default="time", show_default=True, help="cost and energy choose the number of chips too."
@@ -42,6 +44,7 @@ def command(job: str, machine: str | None, assignments: tuple[str, ...], runs: P
 
     JOB: a job file, or a model of the catalog or a Hugging Face config.json when --on names a machine.
     """
+    machine = None if machine == "this" else machine
     if machine is None and not Path(job).exists():
         _check_is_no_model(job)
     if machine is None:
@@ -59,10 +62,15 @@ def command(job: str, machine: str | None, assignments: tuple[str, ...], runs: P
 
 
 def _check_is_no_model(job: str) -> None:
+    """A model's name, or nearly one, is no job file: it needs a machine."""
     from colossus.catalog.models import model_names
+    from colossus.spec.errors import nearest
 
     if job in model_names():
         raise click.UsageError(f"{job!r} is a model, not a job file; name a machine too: colossus plan {job} --on h100-sxm*64")
+    near = nearest(job, model_names()) or ""
+    if not Path(job).suffix and near.startswith("did you mean"):
+        raise click.UsageError(f"{job!r} is no job file and no model; {near} A model needs a machine too: --on h100-sxm*64")
 
 
 def _plan_here(job_file: Path, assignments: tuple[str, ...], workers: int | None, runs: Path, *, as_json: bool) -> None:

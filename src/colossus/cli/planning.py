@@ -58,7 +58,7 @@ def show(asked: Asked, options: dict[str, Any], *, as_json: bool) -> None:
         return
     _print_answer(found)
     if why:
-        paper().print(f"\n{options['why']}: {why}")
+        paper().print("\n  ".join([f"\n{options['why']}:", *why.split("; ")]))
     if options["tornado"]:
         _print_tornado(found.best, more.tornado)
     for flag, choices, title in (("scaling", more.scaling, "on halves of the machine"), ("pareto", more.front, _FRONT_TITLE)):
@@ -93,6 +93,8 @@ def _layout(text: str, num_chips: int) -> PlannedLayout:
         name, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
             raise SpecError("--why", [Problem(path="--why", value=repr(text), rule="must look like tp=8,pp=4,dp=16")])
+        if name in data:
+            raise SpecError("--why", [Problem(path="--why", value=repr(text), rule=f"names {name} twice")])
         data[name] = int(value) if value.lstrip("-").isdecimal() else value
     layout = PlannedLayout.from_data(data, origin="--why")
     return layout if "dp" in data else layout.model_copy(update={"dp": max(1, num_chips // layout.num_chips)})

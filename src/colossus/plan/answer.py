@@ -15,7 +15,7 @@ from colossus.estimate.flop import train_flop
 from colossus.estimate.parameters import num_parameters
 from colossus.estimate.shape import Cut
 from colossus.plan.counts import choose_chips
-from colossus.plan.search import REMATS, Candidates, Question, cuts, search
+from colossus.plan.search import _USABLE, REMATS, Candidates, Question, cuts, search
 from colossus.report.picture import Picture
 from colossus.report.plan_page import answer_section
 from colossus.report.plan_plots import pictures
@@ -197,6 +197,8 @@ def _notes(question: Question) -> list[str]:
         notes.append(f"what if {' and '.join(map(str, question.changes))}: the machine as it is takes {_plain_step(question)} a step")
     if question.precision != "bfloat16":
         notes.append("MFU is over the 16-bit peak")
+    if question.sequence_tokens > question.card.max_sequence_tokens:
+        notes.append(f"sequences of {question.sequence_tokens:,} tokens are longer than the {question.card.max_sequence_tokens:,} that the model is made for")
     return [*notes, *_count_note(question)]
 
 
@@ -231,18 +233,27 @@ def _plain_step(question: Question) -> str:
 def _infeasible(question: Question, candidates: Candidates) -> Infeasible:
     """Why nothing fits, and what would."""
     if not len(candidates):
-        reason = f"{question.num_sequences} sequences of {question.sequence_tokens} tokens cannot be cut over {question.num_chips} chips"
+        reason = f"{count(question.num_sequences, 'sequence')} of {question.sequence_tokens} tokens cannot be cut over {count(question.num_chips, 'chip')}"
         counts = [chips for chips in _near(question) if len(cuts(replace(question, num_chips=chips)).tp)]
         return Infeasible(reason=reason, fit=f"--chips {' or '.join(map(str, counts[:2]))}, or a batch that more chips divide" if counts else None)
     index = int(np.argmin(candidates.memory_bytes))
     least = candidates.memory_bytes[index]
     room = question.device.memory_bytes
     described = layout_of(candidates.at(index)[0]).describe()
-    reason = f"no layout fits {question.num_chips} chips of {format_size(room)}: the smallest need is {format_size(least)} a chip, as {described}"
+    reason = f"no layout fits {count(question.num_chips, 'chip')} of {format_size(room)}: the smallest need is {format_size(least)} a chip, as {described}"
     more = next((chips for chips in _doublings(question) if _fits(replace(question, num_chips=chips))), None)
     enough = "" if more is None else f"--chips {more}" if more <= question.machine.num_chips else f"{more} chips, e.g. --on {question.chip}*{more}"
-    ways = [enough, f"chips of {format_size(least / 0.97)} or more", "fewer sequences of fewer tokens"]
+    ways = [enough, f"chips of {format_size(least / _USABLE)} or more", _shorter(question)]
     return Infeasible(reason=reason, fit="; or ".join(filter(None, ways)))
+
+
+def _shorter(question: Question) -> str:
+    """The longest halving of the sequences, as many tokens a step, that fits; nothing where weights alone do not."""
+    for power in range(1, question.sequence_tokens.bit_length() - 6):
+        tokens = question.sequence_tokens >> power
+        if _fits(replace(question, sequence_tokens=tokens, num_sequences=question.num_sequences << power)):
+            return f"--sequence-tokens {tokens} --sequences {question.num_sequences << power}"
+    return ""
 
 
 def _fits(question: Question) -> bool:

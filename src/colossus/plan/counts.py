@@ -12,7 +12,8 @@ from colossus.spec.units import format_duration
 
 # How far down to look, in halvings, and how near to each other numbers may be.
 _OCTAVES, _APART = 8, 1.12
-# Machines so many times larger are tried where a deadline cannot be met.
+# Machines so many times larger, and batches doubled so often, are tried where a deadline cannot be met.
+_DOUBLINGS = 5
 _TIMES = (1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
@@ -61,27 +62,34 @@ def _times_s(question: Question, counts: list[int], total_tokens: float) -> dict
 
 
 def _too_late(question: Question, times_s: Mapping[int, float], total_tokens: float, deadline_s: float) -> Infeasible:
-    """Says the fastest there is, and how many chips or how few tokens would do."""
+    """Says the fastest there is, and how many chips, which larger batch or how few tokens would do."""
     chips, fastest_s = min(times_s.items(), key=lambda item: item[1])
-    reason = f"no plan ends within {format_duration(deadline_s)}: the fastest takes {format_duration(fastest_s)}, on {chips:,} chips of {question.machine.name}"
-    fewer = f"--tokens {total_tokens * deadline_s / fastest_s:.3g}"
-    more = _enough(question, total_tokens, deadline_s, at_least=question.num_chips * fastest_s / deadline_s * chips / question.num_chips)
-    if more is None:
-        return Infeasible(reason=reason, fit=f"{fewer}; or a larger batch on more chips: {question.num_sequences:,} sequences a step cannot be cut fine enough")
-    count, time_s = more
-    how = f"--chips {count}" if count <= question.machine.num_chips else f"e.g. --on '{question.chip}*{count}'"
-    return Infeasible(reason=reason, fit=f"{count:,} chips would do, in {format_duration(time_s)}: {how}; or {fewer}")
+    on = f"{chips:,} chip{'s' if chips != 1 else ''} of {question.machine.name}"
+    reason = f"no plan ends within {format_duration(deadline_s)}: the fastest takes {format_duration(fastest_s)}, on {on}"
+    ways = [_more_chips(question, total_tokens, deadline_s, at_least=chips * fastest_s / deadline_s) or _larger_batch(question, total_tokens, deadline_s)]
+    return Infeasible(reason=reason, fit="; or ".join([*filter(None, ways), f"--tokens {total_tokens * deadline_s / fastest_s:.3g}"]))
 
 
-def _enough(question: Question, total_tokens: float, deadline_s: float, *, at_least: float) -> tuple[int, float] | None:
-    """The first larger number of chips that ends in time, and when."""
+def _more_chips(question: Question, total_tokens: float, deadline_s: float, *, at_least: float) -> str | None:
+    """The first larger number of chips that ends in time."""
     for times in _TIMES:
         count = int(question.num_chips * times)
         if count < at_least or count % question.machine.node.num_chips:
             continue
         found = _times_s(question, [count], total_tokens)
         if found and found[count] <= deadline_s:
-            return count, found[count]
+            how = f"--chips {count}" if count <= question.machine.num_chips else f"e.g. --on '{question.chip}*{count}'"
+            return f"{count:,} chips would do, in {format_duration(found[count])}: {how}"
+    return None
+
+
+def _larger_batch(question: Question, total_tokens: float, deadline_s: float) -> str | None:
+    """The first doubling of the batch with which the same chips end in time."""
+    for power in range(1, _DOUBLINGS + 1):
+        larger = replace(question, num_sequences=question.num_sequences << power)
+        found = _times_s(larger, [question.num_chips], total_tokens)
+        if found and found[question.num_chips] <= deadline_s:
+            return f"--sequences {larger.num_sequences} would do, in {format_duration(found[question.num_chips])}"
     return None
 
 

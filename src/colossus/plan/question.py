@@ -27,6 +27,8 @@ _BATCH_TOKENS, _SEQUENCE_TOKENS, _TOKENS_PER_PARAMETER = 4 * 2**20, 8192, 20
 PRECISIONS = ("bfloat16", "float16", "float8", "mxfp8", "nvfp4", "float32")
 # The peak that a precision runs at.
 _PEAKS = {"mxfp8": "float8", "nvfp4": "float4"}
+# Formats with a scale for each block of values came with the chips that multiply 4-bit ones.
+_BLOCK_SCALED, _BLOCK_SCALING_PEAK = ("mxfp8", "nvfp4"), "float4"
 # Which program is meant where none is named, by kind of chip: the one with most published runs on it.
 _USUAL = {"gpu": "megatron-bridge-26.05", "tpu": "maxtext", "cpu": "colossus"}
 
@@ -61,7 +63,11 @@ def ask(
     question = _question(card, length, count, machine, precision=precision, program=program, coefficients=coefficients)
     if tokens is not None and not 0 < tokens < math.inf:
         raise _refuse("--tokens", f"{tokens:g}", "must be above zero, and a number")
-    return Asked(question=_on_chips(question, chips), model=name, total_tokens=tokens or default_tokens, deadline_s=deadline_s(deadline))
+    total = default_tokens if tokens is None else tokens
+    if total < count * length:
+        path, value = ("--tokens", f"{total:g}") if tokens is not None else ("--sequences", str(count))
+        raise _refuse(path, value, f"one step of {count} x {length} tokens is more than the {total:.3g} to train on", "fewer --sequences or more --tokens")
+    return Asked(question=_on_chips(question, chips), model=name, total_tokens=total, deadline_s=deadline_s(deadline))
 
 
 def question_of(
@@ -144,8 +150,8 @@ def _batch(card: ModelCard, job: TrainJob | None, sequences: int | None, sequenc
         length, count = sequence_tokens or job.batch.sequence_tokens, sequences or job.batch.num_sequences
         return length, count, float(job.num_steps * count * length)
     length = sequence_tokens or min(_SEQUENCE_TOKENS, card.max_sequence_tokens)
-    count = sequences or max(1, _BATCH_TOKENS // length)
-    return length, count, float(_TOKENS_PER_PARAMETER * num_parameters(card))
+    usual = max(1, _BATCH_TOKENS // length)
+    return length, sequences or usual, float(max(_TOKENS_PER_PARAMETER * num_parameters(card), usual * length))
 
 
 def _chips(machine: Machine, wanted: int | None) -> int:
@@ -162,7 +168,7 @@ def _chips(machine: Machine, wanted: int | None) -> int:
 
 def _checked_precision(precision: str, chip: str) -> str:
     peaks = load_chip_entry(chip).to_chip().peak_flop_per_s
-    has = [name for name in PRECISIONS if _PEAKS.get(name, name) in peaks]
+    has = [name for name in PRECISIONS if _PEAKS.get(name, name) in peaks and (name not in _BLOCK_SCALED or _BLOCK_SCALING_PEAK in peaks)]
     if precision not in PRECISIONS:
         raise _refuse("--precision", precision, "is not a precision of training", nearest(precision, PRECISIONS) or f"one of {', '.join(has)}")
     if precision not in has:

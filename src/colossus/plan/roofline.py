@@ -7,11 +7,13 @@ every result written once. Norms and activations count one FLOP for each 16-bit 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 from colossus.estimate import layer
 from colossus.estimate.layer import Gemms, Pass
+from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Cut, Numbers, Shape
 from colossus.estimate.step import StepParts
 from colossus.plan.search import Candidates, Question
@@ -59,12 +61,13 @@ def works(question: Question, cut: Cut, parts: StepParts) -> Iterator[_Work]:
     """Every kind of operation of a step."""
     shape, device, profile = Shape.of(question.card), question.device, question.profile
     clock = Gemms(device=device, profile=profile, cut=cut)
+    even = replace(profile, expert_imbalance=1.0)  # the fullest expert takes the time, the mean one is the work
     operand_bytes = _OPERAND_BYTES.get(question.precision, float(_WIDE_BYTES))
     lists = [("attention's projections", lambda gemm: layer.attention_projections(shape, cut, gemm), shape.num_layers)]
     if shape.num_dense_layers:
         lists.append(("feed-forward", lambda gemm: layer.feed_forward(shape, cut, gemm, shape.ffn_dim), shape.num_dense_layers))
     if shape.num_moe_layers:
-        lists.append(("experts", lambda gemm: layer.experts(shape, cut, gemm, profile), shape.num_moe_layers))
+        lists.append(("experts", lambda gemm: _experts(shape, cut, gemm, profile if gemm is clock else even), shape.num_moe_layers))
     for name, products, num_layers in lists:
         counted, moved, timed = products(_flop), products(_Traffic(operand_bytes)), products(clock)
         yield _Work(name=name, num_flop=float(counted.both_s), num_bytes=float(moved.both_s), duration_s=float(timed.both_s), num_layers=num_layers)
@@ -75,6 +78,12 @@ def works(question: Question, cut: Cut, parts: StepParts) -> Iterator[_Work]:
     yield _Work(name="norms and activations", num_flop=passed_bytes / _WIDE_BYTES, num_bytes=passed_bytes, duration_s=passed_s, num_layers=shape.num_layers)
     if cut.pp == 1:  # in a pipeline the head's part is only what the other stages wait for
         yield _head(shape, cut, parts.head_s / cut.num_microbatches)
+
+
+def _experts(shape: Shape, cut: Cut, gemm: Any, profile: Profile) -> Pass:
+    """Routed and shared."""
+    routed = layer.experts(shape, cut, gemm, profile)
+    return routed + layer.feed_forward(shape, cut, gemm, shape.shared_dim) if shape.shared_dim else routed
 
 
 def _flop(m: Numbers, n: Numbers, k: Numbers, count: Numbers = 1.0) -> Pass:

@@ -1,6 +1,6 @@
 """Points with words beside them over two logarithmic axes, and lines: a roofline, a front of choices, a scaling curve.
 
-A label takes the nearest free place around its point; one that has none near gets a thin line to it.
+A label takes the nearest free place around its point, with a thin line to it where that is far; where there is none it is left out.
 """
 
 from __future__ import annotations
@@ -110,15 +110,19 @@ def _line(line: Line, x: Scale, y: Scale) -> str:
 
 
 def _spots(chart: Labelled, x: Scale, y: Scale) -> Iterator[str]:
-    """Points, then their labels, each where it touches no point, no line and no label placed before."""
+    """Points, then their labels, each where it touches no point and no label placed before, and no line either where it can."""
     centres = [(x(spot.x), y(spot.y), spot.radius) for spot in chart.spots]
     taken: list[Box] = [(a - r, b - r, a + r, b + r) for a, b, r in centres]
     taken += [_words_box(x(line.points[-1][0]), y(line.points[-1][1]), line.label) for line in chart.lines if line.label]
-    taken += [box for line in chart.lines for box in _along([(x(a), y(b)) for a, b in line.points])]
+    lines = [box for line in chart.lines for box in _along([(x(a), y(b)) for a, b in line.points])]
     for spot, (a, b, radius) in zip(chart.spots, centres, strict=True):
         yield f'<circle class="{spot.css}" cx="{a:.1f}" cy="{b:.1f}" r="{radius:.1f}"><title>{escape(spot.words)}</title></circle>'
     for spot, (a, b, radius) in zip(chart.spots, centres, strict=True):
-        box, far = _place(spot.label, a, b, radius, taken, (x.start, y.end, x.end, y.start))
+        frame = (x.start, y.end, x.end, y.start)
+        places = [place for place in _around(spot.label, a, b, radius) if _within(place[0], frame) and _is_free(place[0], taken)]
+        if not places:  # in a heap; the pointer still tells
+            continue
+        box, far = next((place for place in places if _is_free(place[0], lines)), places[0])
         taken.append(box)
         edge = min(max(a, box[0] - 2), box[2] + 1), min(max(b, box[1] + 1), box[3])
         lead = f'<path class="lead" d="M{a:.1f} {b:.1f}L{edge[0]:.1f} {edge[1]:.1f}"/>' if far else ""
@@ -138,8 +142,8 @@ def _words_box(right: float, baseline: float, label: str) -> Box:
     return right - len(label) * _CHARACTER, baseline - 6 - _LINE, right, baseline - 3
 
 
-def _place(label: str, a: float, b: float, radius: float, taken: Sequence[Box], frame: Box) -> tuple[Box, bool]:
-    """The first free box: nearest first; right, left, above, below, then aslant. The nearest right one where none is."""
+def _around(label: str, a: float, b: float, radius: float) -> Iterator[tuple[Box, bool]]:
+    """Boxes for a label and whether they are far off, nearest first; right, left, above, below, then aslant."""
     wide = len(label) * _CHARACTER
     for distance in _DISTANCES:
         away = radius + distance
@@ -154,12 +158,15 @@ def _place(label: str, a: float, b: float, radius: float, taken: Sequence[Box], 
             (a + slant, b + slant),
             (a - slant - wide, b + slant),
         ):
-            box = (left, top, left + wide, top + _LINE)
-            inside = box[0] >= frame[0] + 2 and box[2] <= frame[2] and box[1] >= frame[1] and box[3] <= frame[3]
-            if inside and not any(_touch(box, other) for other in taken):
-                return box, distance > _DISTANCES[0]
-    left = min(a + radius + 4, frame[2] - wide)
-    return (left, b - _LINE / 2, left + wide, b + _LINE / 2), False
+            yield (left, top, left + wide, top + _LINE), distance > _DISTANCES[0]
+
+
+def _within(box: Box, frame: Box) -> bool:
+    return box[0] >= frame[0] + 2 and box[2] <= frame[2] and box[1] >= frame[1] and box[3] <= frame[3]
+
+
+def _is_free(box: Box, taken: Sequence[Box]) -> bool:
+    return not any(_touch(box, other) for other in taken)
 
 
 def _touch(one: Box, other: Box) -> bool:

@@ -58,7 +58,7 @@ def style() -> str:
 
 def scoped() -> str:
     """The same rules for a page that is not ours: they hold within ``colossus-plan`` only."""
-    return f".colossus-plan{{{style()}svg{{background:var(--paper);width:100%;height:auto;padding:8px 0}}}}"
+    return f".colossus-plan{{{style()}svg{{background:var(--paper);width:100%;height:auto;padding:8px 12px;box-sizing:border-box}}}}"
 
 
 def flat(svg: str) -> str:

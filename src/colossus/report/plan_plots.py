@@ -67,7 +67,7 @@ def memory(answer: Answer) -> Picture:
     scale = svg.Scale(low=0.0, high=max(choice.memory_bytes_per_chip, room or 0.0), start=_NAMES, end=WIDTH - 110)
     rows, at = [], 0.0
     for number, (name, value) in enumerate(parts):
-        rows.append(_row(memory_name(name), number * _ROW, (scale(at), scale(at + value)), size(value), "bar-a"))
+        rows.append(_row(memory_name(name), number * _ROW, (scale(at), scale(at + value)), size(value), "bar-a", limit=scale(room) if room else WIDTH))
         at += value
     y = len(parts) * _ROW
     rows.append(_row("together", y, (scale(0), scale(choice.memory_bytes_per_chip)), "", "bar-whole"))
@@ -179,11 +179,11 @@ def _price_words(choice: Choice) -> str:
     return f"{choice.num_chips * choice.time_to_train_s / 3600:,.0f} chip-hours" if choice.cost_usd is None else money(choice.cost_usd)
 
 
-def _row(name: str, y: float, ends: tuple[float, float], words: str, css: str) -> str:
-    """A bar with its name left of all bars and its words behind it, or before it where there is no room."""
+def _row(name: str, y: float, ends: tuple[float, float], words: str, css: str, *, limit: float = WIDTH) -> str:
+    """A bar with its name left of all bars and its words behind it, or before it where they would pass ``limit``."""
     start, end = ends
     width = max(1.0, end - start)
-    at, anchor = (start + width + 8, "start") if start + width + 8 + 6.3 * len(words) <= WIDTH else (start - 8, "end")
+    at, anchor = (start + width + 8, "start") if start + width + 8 + 6.3 * len(words) <= limit else (start - 8, "end")
     return (
         f'<text class="name" x="0" y="{y + 17}">{escape(name)}</text><rect class="{css}" x="{start:.1f}" y="{y + 4}" width="{width:.1f}" height="{_BAR}" rx="2"/>'
         f'<text class="num" x="{at:.1f}" y="{y + 17}" text-anchor="{anchor}">{escape(words)}</text>'

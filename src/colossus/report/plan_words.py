@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from colossus.spec.answer import Answer, Choice
 from colossus.spec.units import format_quantity
 
@@ -48,9 +50,8 @@ def count(number: int, noun: str) -> str:
 
 
 def energy(joules: float) -> str:
-    """In the meter's units: ``1.2 kWh``, ``10,046 MWh``."""
-    kwh = joules / 3.6e6
-    return f"{kwh:.3g} kWh" if kwh < 999.5 else f"{kwh / 1e3:.3g} MWh" if kwh < 999.5e3 else f"{kwh / 1e3:,.0f} MWh"
+    """In the meter's units: ``7.8 Wh``, ``1.2 kWh``, ``10,046 MWh``."""
+    return _scaled(joules / 3.6e3, (" Wh", " kWh", " MWh"))
 
 
 def money(usd: float) -> str:
@@ -59,8 +60,17 @@ def money(usd: float) -> str:
 
 
 def carbon(kg_co2e: float) -> str:
-    """``0.4 kg CO2e``, ``3,751 t CO2e``."""
-    return f"{kg_co2e:.3g} kg CO2e" if kg_co2e < 999.5 else f"{kg_co2e / 1e3:.3g} t CO2e" if kg_co2e < 999.5e3 else f"{kg_co2e / 1e3:,.0f} t CO2e"
+    """``2.9 g CO2e``, ``3,751 t CO2e``."""
+    return _scaled(kg_co2e * 1e3, (" g CO2e", " kg CO2e", " t CO2e"))
+
+
+def _scaled(value: float, units: Sequence[str]) -> str:
+    """In the first unit, of steps of 1000, that keeps it below 1000; in the last one with all its digits."""
+    for unit in units[:-1]:
+        if value < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1e3
+    return f"{value:.3g}{units[-1]}" if value < 999.5 else f"{value:,.0f}{units[-1]}"
 
 
 def size(num_bytes: float) -> str:
