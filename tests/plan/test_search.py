@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import colossus
+from colossus.catalog.machines import load_machine
 from colossus.plan.answer import answer, choice_at, layout_of
 from colossus.plan.explain import explain
 from colossus.plan.front import scaling
@@ -75,6 +76,14 @@ def test_an_answer_adds_up_and_round_trips():
     assert all(choice.why_not_first and "slower" in choice.why_not_first for choice in found.choices[1:])
     assert type(found).from_data(found.to_data(), origin="test") == found
     assert "<svg" in found._repr_html_()
+
+
+@pytest.mark.parametrize(("machine", "node_w"), [("dgx-h100", 6849.0), ("llama-3-24k", 6849.0)])
+def test_nodes_draw_in_training_what_was_measured(machine, node_w):
+    """8 H100 drew 6849 W on average in MLPerf's GPT-3, whether their full load is a maker's or was measured in that run."""
+    found = colossus.plan("llama-3-8b", machine, chips=8, sequences=64, tokens=1e9)
+    site = load_machine(machine).site
+    assert found.best.power_w / site.pue.value - 8 * site.network_w_per_chip.value == pytest.approx(node_w, rel=0.01)
 
 
 def test_equal_questions_have_byte_equal_answers():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from colossus.spec.errors import DataError, Problem, SpecError, nearest
+from colossus.spec.machine import How
 
 FOLDER = "measured"
 # From the widest to the narrowest; the narrowest that has a value wins.
@@ -188,10 +189,9 @@ def usual_rates() -> dict[str, Any]:
     return _read("rates.toml")
 
 
-@cache
-def training_power_fraction() -> float:
-    """Of a node's power at full load that it draws on average while it trains."""
-    return _read("power.toml")["training_power_fraction"]
+def training_power_fraction(how: How) -> float:
+    """Of a node's power at full load that it draws on average while it trains; ``how`` that full load was obtained."""
+    return _read("power.toml")["training_power_fraction_of_measured" if how is How.MEASURED else "training_power_fraction"]
 
 
 @cache

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @click.option("--tier", type=click.Choice(["A", "B", "C", "all"], case_sensitive=False), help="Rows of one tier; default A for the catalog, all for --rows.")
 @click.option("--html", "page_file", metavar="FILE", type=click.Path(path_type=Path), help="Write plot and tables as one self-contained page.")
 @click.option("--plot", "plot_file", metavar="FILE.svg", type=click.Path(path_type=Path), help="Write the plot of estimated against measured step time.")
-@click.option("--plots", "folder", metavar="FOLDER", type=click.Path(path_type=Path), help="Write every plot as SVG, and as PNG where colossus[png] is installed.")
+@click.option(
+    "--plots", "folder", metavar="FOLDER", type=click.Path(path_type=Path), help="Write every plot as SVG, and as PNG where colossus[png] is installed."
+)
 @json_option
 def command(file: Path | None, tier: str | None, page_file: Path | None, plot_file: Path | None, folder: Path | None, as_json: bool) -> None:
     """Estimate every published training run and say how far off the estimates are.

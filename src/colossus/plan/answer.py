@@ -29,6 +29,8 @@ from colossus.spec.units import format_quantity
 _TIMES_OVER = 64
 # From this share of a chip's memory on a plan is told to be tight: the worst estimate of a published peak was off by about as much as is left.
 _TIGHT = 0.92
+# Tokens of a step for each chip below which a larger batch is proposed.
+_FEW_TOKENS = 512
 
 
 class ShownAnswer(Answer):
@@ -162,18 +164,22 @@ def _bill(question: Question, time_s: float) -> dict[str, float | None]:
     """Power, energy, carbon and money of the job; what the catalog does not know is None."""
     machine, site = question.machine, question.machine.site
     nodes = question.num_chips / machine.node.num_chips
-    node_w = _value(machine.node.power_w)
+    full = machine.node.power_w
     rent = _value(site.rent_usd_per_s_per_chip) if site else None
-    cost = None if rent is None else rent * question.num_chips * time_s
-    if node_w is None or site is None:
-        return {"cost_usd": cost}
+    price = _value(site.purchase_usd_per_chip) if site else None
+    money = {
+        "cost_usd": None if rent is None else rent * question.num_chips * time_s,
+        "purchase_usd": None if price is None else price * question.num_chips,
+    }
+    if full is None or site is None:
+        return money
     network_w = _value(site.network_w_per_chip) or 0.0
-    power_w = (node_w * training_power_fraction() * nodes + network_w * question.num_chips) * (_value(site.pue) or 1.0)
+    power_w = (full.value * training_power_fraction(full.how) * nodes + network_w * question.num_chips) * (_value(site.pue) or 1.0)
     carbon = _value(site.carbon_kg_co2e_per_j)
     return {
+        **money,
         "power_w": power_w,
         "energy_j": power_w * time_s,
-        "cost_usd": cost,
         "carbon_kg_co2e": None if carbon is None else carbon * power_w * time_s,
     }
 
@@ -199,6 +205,10 @@ def _notes(question: Question) -> list[str]:
         notes.append("MFU is over the 16-bit peak")
     if question.sequence_tokens > question.card.max_sequence_tokens:
         notes.append(f"sequences of {question.sequence_tokens:,} tokens are longer than the {question.card.max_sequence_tokens:,} that the model is made for")
+    tokens = question.num_sequences * question.sequence_tokens / question.num_chips
+    if tokens < _FEW_TOKENS:
+        more = -(-_FEW_TOKENS * question.num_chips // question.sequence_tokens)
+        notes.append(f"a step has only {tokens:,.0f} tokens for each chip: a batch of {more:,} sequences or more (--sequences) uses them better")
     return [*notes, *_count_note(question)]
 
 

@@ -55,7 +55,9 @@ def energy(joules: float) -> str:
 
 
 def money(usd: float) -> str:
-    """``$0.04``, ``$12.50``, ``$35,490,285``."""
+    """``$0.04``, ``$12.50``, ``$35,490,285``, ``$41.9 G``."""
+    if usd >= 1e9:
+        return f"${usd / 1e9:.3g} G"
     return f"${usd:,.0f}" if usd >= 1000 else f"${usd:.2f}" if usd >= 0.01 else f"${usd:.2g}"
 
 
@@ -104,6 +106,7 @@ def rows(answer: Answer) -> list[tuple[str, str]]:
         ("power", best.power_w, lambda value: f"{format_quantity(value, 'W')} at the site, mean"),
         ("energy", best.energy_j, energy),
         ("rent", best.cost_usd, money),
+        ("to buy", best.purchase_usd, lambda value: f"{money(value)}, {money(value / answer.num_chips)} a chip"),
         ("carbon", best.carbon_kg_co2e, carbon),
     ]
     return told + [(name, words(value)) for name, value, words in bill if value is not None]

@@ -42,6 +42,7 @@ class Choice(Spec):
     """One layout and what it takes. Times are of the mean step; ``lower`` and ``upper`` hold nine measured runs in ten.
 
     ``parts_s`` add up to ``step_s``, ``memory_parts_bytes`` to ``memory_bytes_per_chip``. Energy and carbon are the site's, cooling included.
+    ``cost_usd``: rent of the chips for the time; ``purchase_usd``: what these chips cost to buy.
     """
 
     layout: PlannedLayout
@@ -58,6 +59,7 @@ class Choice(Spec):
     power_w: float | None = None
     energy_j: float | None = None
     cost_usd: float | None = None
+    purchase_usd: float | None = None
     carbon_kg_co2e: float | None = None
     limited_by: str
     why_not_first: str | None = None
