@@ -213,6 +213,21 @@ def test_jobs_that_are_none(complain, job, words):
     assert words in complain("plan", job, "--on", "dgx-h100")
 
 
+def test_options_that_would_not_be_heard_are_refused(complain, tmp_path):
+    job = tmp_path / "job.toml"
+    job.write_text("name = 'x'")
+    for option in (("--pareto",), ("--html", "x.html"), ("--chips", 8), ("--deadline", "3d"), ("--read-program",), ("--top", 3)):
+        assert f"{option[0]}: only for a machine of the catalog" in complain("plan", job, *option, code=2)
+    assert "takes --chips" in complain(*BASE, "--workers", 2, code=2)
+
+
+def test_plots_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    for option in ("--plots", "--html"):
+        code, out, err = run(*BASE, option, tmp_path / "file" / "x")
+        assert (code, out) == (1, "") and "cannot be written to" in err and "Traceback" not in err
+
+
 def test_a_model_nearly_named_needs_a_machine_too(complain):
     assert "did you mean 'llama-3-8b'" in complain("plan", "lama-3-8b", code=2)
     assert "--on h100-sxm*64" in complain("plan", "llama-3-8b", code=2)

@@ -150,6 +150,12 @@ def test_nonsense_what_ifs_are_refused(text):
         (("llama-3-8b", "colossus-100k"), {"chips": 9}, "nodes of 8"),
         (("llama-3-8b", "dgx-h100"), {"program": "megatron"}, "megatron"),
         (("llama-3-8b", "dgx-h100"), {"tokens": -1.0}, "above zero"),
+        (("llama-3-8b", "dgx-h100"), {"chips": 0}, "--chips = 0: must be a whole number above zero"),
+        (("llama-3-8b", "dgx-h100"), {"sequences": -1}, "--sequences = -1"),
+        (("llama-3-8b", "dgx-h100"), {"sequences": 2.5}, "--sequences = 2.5"),
+        (("llama-3-8b", "dgx-h100"), {"sequence_tokens": 0}, "--sequence-tokens = 0"),
+        (("llama-3-8b", "dgx-h100"), {"top": 0}, "top = 0"),
+        (("llama-3-8b", "dgx-h100"), {"objective": "speed"}, "time, cost, energy"),
         (("llama-3.1-405b", "dgx-h100"), {}, "no layout fits"),
     ],
 )

@@ -47,6 +47,7 @@ def command(job: str, machine: str | None, assignments: tuple[str, ...], runs: P
     machine = None if machine == "this" else machine
     if machine is None and not Path(job).exists():
         _check_is_no_model(job)
+    _check_options(needs_machine=machine is None)
     if machine is None:
         _plan_here(Path(job), assignments, workers, runs, as_json=as_json)
         return
@@ -59,6 +60,26 @@ def command(job: str, machine: str | None, assignments: tuple[str, ...], runs: P
         show_program(asked, options, as_json=as_json)
         return
     show(asked, options, as_json=as_json)
+
+
+_HERE_TOO = ("job", "machine", "assignments", "runs", "as_json")
+
+
+def _check_options(*, needs_machine: bool) -> None:
+    """Options that would not be heard are refused: most need a machine of the catalog, workers are this machine's."""
+    context = click.get_current_context()
+    given = [
+        option.opts[-1]
+        for option in context.command.params
+        if option.name is not None
+        and option.name not in _HERE_TOO
+        and (option.name != "workers") == needs_machine
+        and context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given and needs_machine:
+        raise click.UsageError(f"{', '.join(given)}: only for a machine of the catalog; name one, e.g. --on h100-sxm*64 (colossus machines)")
+    if given:
+        raise click.UsageError("--workers: only for this machine; a machine of the catalog takes --chips")
 
 
 def _check_is_no_model(job: str) -> None:

@@ -21,11 +21,13 @@ from colossus.report.plan_page import answer_section
 from colossus.report.plan_plots import pictures
 from colossus.report.plan_words import count, part_name
 from colossus.spec.answer import Answer, Choice, PlannedLayout
+from colossus.spec.errors import Problem, SpecError
 from colossus.spec.layout import Remat
 from colossus.spec.machine import Figure
 from colossus.spec.plan import Infeasible
 from colossus.spec.units import format_quantity
 
+OBJECTIVES = ("time", "cost", "energy")
 _TIMES_OVER = 64
 # From this share of a chip's memory on a plan is told to be tight: the worst estimate of a published peak was off by about as much as is left.
 _TIGHT = 0.92
@@ -59,6 +61,9 @@ def answer(
     question: Question, *, name: str, total_tokens: float, top: int = 3, objective: str = "time", deadline_s: float | None = None
 ) -> Answer | Infeasible:
     """The best ``top`` layouts. On a fixed number of chips the fastest is also the cheapest; cost and energy choose the chips too."""
+    if objective not in OBJECTIVES or top < 1:
+        path, value, rule = ("top", str(top), "must be above zero") if top < 1 else ("objective", objective, f"must be one of {', '.join(OBJECTIVES)}")
+        raise SpecError("plan", [Problem(path=path, value=value, rule=rule)])
     whole = question
     chosen = choose_chips(question, total_tokens, objective=objective, deadline_s=deadline_s)
     if isinstance(chosen, Infeasible):

@@ -58,6 +58,7 @@ def ask(
     coefficients: Path | None = None,
 ) -> Asked:
     """Reads what the user named; every wrong name is an error with the nearest right one. ``coefficients``: a user's own, laid over the catalog's."""
+    _check_counts(chips=chips, sequences=sequences, sequence_tokens=sequence_tokens)
     name, card, file = _model(job, assignments)
     length, count, default_tokens = _batch(card, file, sequences, sequence_tokens)
     question = _question(card, length, count, machine, precision=precision, program=program, coefficients=coefficients)
@@ -74,10 +75,17 @@ def question_of(
     job: TrainJob, machine: str, *, chips: int | None = None, precision: str | None = None, program: str | None = None, deadline: str | float | None = None
 ) -> Asked:
     """A question from a job as an object (the Python door)."""
+    _check_counts(chips=chips)
     card = _card_of(job)
     length, count, tokens = _batch(card, job, None, None)
     question = _question(card, length, count, machine, precision=precision, program=program, coefficients=None)
     return Asked(question=_on_chips(question, chips), model=job.name, total_tokens=tokens, deadline_s=deadline_s(deadline))
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise _refuse(f"--{name.replace('_', '-')}", repr(value), "must be a whole number above zero")
 
 
 def deadline_s(given: str | float | None) -> float | None:

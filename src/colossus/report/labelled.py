@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from colossus.report.svg import Point, Scale, log_ticks, nice_ticks
 
-_CHARACTER, _LINE = 6.3, 13.0
+_CHARACTER, _LINE = 6.6, 13.0
 _DISTANCES = (4.0, 16.0, 30.0, 46.0, 64.0)
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 

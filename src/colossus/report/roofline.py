@@ -62,7 +62,7 @@ def cells(roofline: Roofline) -> list[tuple[str, ...]]:
     return [
         (
             kind.name,
-            f"{kind.flop_per_byte:,.3g}",
+            _intensity(kind),
             format_quantity(kind.flop_per_s, "FLOP/s"),
             f"{roofline.reached_fraction(kind):.0%}",
             f"{kind.step_fraction:.1%}",
@@ -71,12 +71,16 @@ def cells(roofline: Roofline) -> list[tuple[str, ...]]:
     ]
 
 
+def _intensity(kind: Kind) -> str:
+    return f"{kind.flop_per_byte:,.0f}" if kind.flop_per_byte >= 10 else f"{kind.flop_per_byte:.2g}"
+
+
 HEADER = ("operation", "FLOP for each byte", "reached, a chip", "of the roof", "of the step")
 
 
 def _words(kind: Kind, roofline: Roofline) -> str:
     rate = format_quantity(kind.flop_per_s, "FLOP/s")
-    return f"{kind.name}: {rate} at {kind.flop_per_byte:,.3g} FLOP/B, {roofline.reached_fraction(kind):.0%} of the roof, {kind.step_fraction:.1%} of the step"
+    return f"{kind.name}: {rate} at {_intensity(kind)} FLOP/B, {roofline.reached_fraction(kind):.0%} of the roof, {kind.step_fraction:.1%} of the step"
 
 
 def _roofs(roofline: Roofline) -> list[Line]:
