@@ -308,3 +308,18 @@ def test_energy_is_said_in_its_unit(value, told):
 def test_money_and_carbon_are_said_in_their_units():
     assert [money(usd) for usd in (0.0023, 0.02, 12.5, 35490285.3)] == ["$0.0023", "$0.02", "$12.50", "$35,490,285"]
     assert [carbon(kg) for kg in (0.00289, 0.4, 24800.0, 3.751e6)] == ["2.89 g CO2e", "400 g CO2e", "24.8 t CO2e", "3,751 t CO2e"]
+
+
+def test_a_batch_too_small_for_the_machine_is_noted(show):
+    assert "tokens for each chip: a batch of" in show("plan", "llama-3-8b", "--on", "h100-sxm*1024", "--sequences", 128, "--sequence-tokens", 2048)
+
+
+def test_the_guide_names_only_options_that_there_are():
+    import re
+
+    from colossus.cli.plan import command as plan
+    from colossus.cli.validate import command as validate
+
+    text = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
+    known = {option for verb in (plan, validate) for param in verb.params for option in param.opts}
+    assert set(re.findall(r"--[a-z][a-z-]+", text)) <= known

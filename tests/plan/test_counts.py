@@ -61,6 +61,11 @@ def test_the_cheapest_that_ends_in_time(objective):
         assert not in_time or chips * step_s >= hurried.num_chips * hurried.best.step_s * (1 - 1e-9)
 
 
+def test_chips_that_the_objective_leaves_are_no_spares():
+    found = colossus.plan("llama-3-8b", "h100-sxm*64", tokens=1e11, objective="cost")
+    assert found.num_chips < 64 and not any("spares" in note for note in found.notes)
+
+
 def test_a_deadline_that_cannot_be_met_says_the_fastest_and_how_many_chips_would_do():
     asked = question("llama-3-70b", "h100-sxm*64", sequences=512)
     fastest_s = answer(asked, name="x", total_tokens=1e11).best.time_to_train_s

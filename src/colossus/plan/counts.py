@@ -51,7 +51,8 @@ def choose_chips(question: Question, total_tokens: float, *, objective: str, dea
     in_time = {chips: time_s for chips, time_s in times_s.items() if deadline_s is None or time_s <= deadline_s}
     if not in_time:
         return _too_late(question, times_s, total_tokens, deadline_s or 0.0)
-    return replace(question, num_chips=min(in_time, key=lambda chips: (chips * in_time[chips], chips)))
+    best = min(in_time, key=lambda chips: (chips * in_time[chips], chips))
+    return question if best == question.num_chips else replace(question, num_chips=best, is_whole=False)
 
 
 def _times_s(question: Question, counts: list[int], total_tokens: float) -> dict[int, float]:
