@@ -11,7 +11,7 @@ import pytest
 import colossus
 from colossus.catalog.machines import load_machine
 from colossus.plan.answer import answer, choice_at, layout_of
-from colossus.plan.explain import explain
+from colossus.plan.explain import broken_rules, explain
 from colossus.plan.front import scaling
 from colossus.plan.search import cuts, estimate, search
 from colossus.plan.whatif import FIGURES, Change, best_step_s, changed, parse_change, tornado
@@ -110,6 +110,24 @@ def test_any_layout_is_explained():
     assert "leaves the scale-up domain" in explain(asked, PlannedLayout(tp=16, dp=4))
     assert "of a chip's" in explain(asked, PlannedLayout(dp=64))
     assert "fits" in explain(asked, PlannedLayout(tp=8, pp=4, dp=2, num_virtual_stages=5, num_microbatch_sequences=1))
+
+
+@pytest.mark.parametrize(
+    ("model", "machine", "options"), [("mixtral-8x7b", "h100-sxm*64", {}), ("gpt-3-175b", "dgx-a100*96", {"sequences": 96}), ("llama-3-8b", "dgx-h100", {})]
+)
+def test_the_search_breaks_no_rule_that_it_is_explained_by(model, machine, options):
+    asked = question(model, machine, **options)
+    candidates = search(asked)
+    for index in range(0, len(candidates), max(1, len(candidates) // 300)):
+        wanted = layout_of(candidates.at(index)[0])
+        assert not list(broken_rules(asked, wanted)), wanted.describe()
+
+
+def test_what_is_said_to_fit_does():
+    asked = question("llama-3-70b", "h100-sxm*64", sequences=128)
+    told = explain(asked, PlannedLayout(tp=8, pp=4, dp=2, num_microbatch_sequences=4))
+    assert "of a chip's" in told and "with remat" in told and "it fits, at" in told
+    assert "cut it over more" in explain(question("llama-3-70b", "dgx-h100"), PlannedLayout(dp=8))
 
 
 def test_more_chips_are_faster_and_the_whole_machine_is_first():

@@ -60,7 +60,7 @@ def answer_section(answer: Answer) -> str:
 
 def _pictured(picture: Picture, remark: str, table: Table | None) -> str:
     told = f'<p class="soft">{escape(remark)}</p>' if remark else ""
-    return _section(picture.title, picture.inline() + told + (_table(*table) if table else ""))
+    return _section(picture.title, f'<div class="scroll pic">{picture.inline()}</div>{told}' + (_table(*table) if table else ""))
 
 
 def _layouts(answer: Answer) -> str:
