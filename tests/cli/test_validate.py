@@ -97,6 +97,12 @@ def test_the_page_and_the_plot(run, tmp_path):
     assert (tmp_path / "plot.svg").read_text().startswith("<svg ")
 
 
+def test_a_folder_of_plots(run, tmp_path):
+    file = write_rows(tmp_path / "mine.csv", like_base("near"), like_base("other", global_batch_seqs="64"))
+    assert run("validate", "--rows", file, "--plots", tmp_path / "plots")[0] == 0
+    assert {path.stem for path in (tmp_path / "plots").iterdir()} == {"validation", "ratios"}
+
+
 def test_a_plot_that_cannot_be_written(run, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = run("validate", "--rows", write_rows(tmp_path / "mine.csv", like_base("near")), "--plot", tmp_path / "file" / "plot.svg")
@@ -170,6 +176,7 @@ def test_calibrating_brings_ones_own_runs_nearer(run, tmp_path):
     assert code == 0, err
     assert data["after"]["median_error_fraction"] < 0.1 < data["before"]["median_error_fraction"]
     assert list(data["left_out"]) == ["odd"] and data["num_runs"] == 3
+    assert "coefficients were fitted to 3 runs" in err and "runs or more" in err
     own = tmp_path / "runs" / ".cache" / "coefficients.toml"
     assert data["file"] == str(own)
     written = tomllib.loads(own.read_text())

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import colossus
-from colossus.plan.answer import answer, choice_at, explain, layout_of, scaling
+from colossus.catalog.machines import load_machine
+from colossus.plan.answer import answer, choice_at, layout_of
+from colossus.plan.explain import broken_rules, explain
+from colossus.plan.front import scaling
 from colossus.plan.search import cuts, estimate, search
 from colossus.plan.whatif import FIGURES, Change, best_step_s, changed, parse_change, tornado
 from colossus.spec.answer import Answer, PlannedLayout
@@ -75,6 +78,14 @@ def test_an_answer_adds_up_and_round_trips():
     assert "<svg" in found._repr_html_()
 
 
+@pytest.mark.parametrize(("machine", "node_w"), [("dgx-h100", 6849.0), ("llama-3-24k", 6849.0)])
+def test_nodes_draw_in_training_what_was_measured(machine, node_w):
+    """8 H100 drew 6849 W on average in MLPerf's GPT-3, whether their full load is a maker's or was measured in that run."""
+    found = colossus.plan("llama-3-8b", machine, chips=8, sequences=64, tokens=1e9)
+    site = load_machine(machine).site
+    assert found.best.power_w / site.pue.value - 8 * site.network_w_per_chip.value == pytest.approx(node_w, rel=0.01)
+
+
 def test_equal_questions_have_byte_equal_answers():
     once, again = (colossus.plan("llama-3-70b", "h100-sxm*64", sequences=128).to_json() for _ in range(2))
     assert once == again
@@ -99,6 +110,24 @@ def test_any_layout_is_explained():
     assert "leaves the scale-up domain" in explain(asked, PlannedLayout(tp=16, dp=4))
     assert "of a chip's" in explain(asked, PlannedLayout(dp=64))
     assert "fits" in explain(asked, PlannedLayout(tp=8, pp=4, dp=2, num_virtual_stages=5, num_microbatch_sequences=1))
+
+
+@pytest.mark.parametrize(
+    ("model", "machine", "options"), [("mixtral-8x7b", "h100-sxm*64", {}), ("gpt-3-175b", "dgx-a100*96", {"sequences": 96}), ("llama-3-8b", "dgx-h100", {})]
+)
+def test_the_search_breaks_no_rule_that_it_is_explained_by(model, machine, options):
+    asked = question(model, machine, **options)
+    candidates = search(asked)
+    for index in range(0, len(candidates), max(1, len(candidates) // 300)):
+        wanted = layout_of(candidates.at(index)[0])
+        assert not list(broken_rules(asked, wanted)), wanted.describe()
+
+
+def test_what_is_said_to_fit_does():
+    asked = question("llama-3-70b", "h100-sxm*64", sequences=128)
+    told = explain(asked, PlannedLayout(tp=8, pp=4, dp=2, num_microbatch_sequences=4))
+    assert "of a chip's" in told and "with remat" in told and "it fits, at" in told
+    assert "cut it over more" in explain(question("llama-3-70b", "dgx-h100"), PlannedLayout(dp=8))
 
 
 def test_more_chips_are_faster_and_the_whole_machine_is_first():
@@ -139,6 +168,12 @@ def test_nonsense_what_ifs_are_refused(text):
         (("llama-3-8b", "colossus-100k"), {"chips": 9}, "nodes of 8"),
         (("llama-3-8b", "dgx-h100"), {"program": "megatron"}, "megatron"),
         (("llama-3-8b", "dgx-h100"), {"tokens": -1.0}, "above zero"),
+        (("llama-3-8b", "dgx-h100"), {"chips": 0}, "--chips = 0: must be a whole number above zero"),
+        (("llama-3-8b", "dgx-h100"), {"sequences": -1}, "--sequences = -1"),
+        (("llama-3-8b", "dgx-h100"), {"sequences": 2.5}, "--sequences = 2.5"),
+        (("llama-3-8b", "dgx-h100"), {"sequence_tokens": 0}, "--sequence-tokens = 0"),
+        (("llama-3-8b", "dgx-h100"), {"top": 0}, "top = 0"),
+        (("llama-3-8b", "dgx-h100"), {"objective": "speed"}, "time, cost, energy"),
         (("llama-3.1-405b", "dgx-h100"), {}, "no layout fits"),
     ],
 )

@@ -141,7 +141,9 @@ def _counted(kind: str, count: str) -> MachineEntry:
     if num_chips % per_node:
         below = num_chips - num_chips % per_node
         near = [f"{kind}*{size}" for size in (below, below + per_node) if size]
-        raise CatalogError(f"{num_chips} chips do not fill whole nodes: {node_name} has {per_node}", hint=" or ".join(near))
+        part = f", of which colossus plan takes fewer with --chips {num_chips}" if num_chips < per_node else ""
+        told = f"{num_chips} chip does not fill a whole node" if num_chips == 1 else f"{num_chips} chips do not fill whole nodes"
+        raise CatalogError(f"{told}: {node_name} has {per_node}", hint=" or ".join(near) + part)
     return _of_nodes(f"{kind}*{num_chips}", node_name, num_chips // per_node)
 
 

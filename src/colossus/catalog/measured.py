@@ -6,14 +6,18 @@ Files under ``measured/`` are written by ``benchmarks/fit_kernels.py`` and ``col
 from __future__ import annotations
 
 import copy
+import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from colossus.spec.errors import DataError, Problem, SpecError, nearest
+from colossus.spec.machine import How
 
 FOLDER = "measured"
 # From the widest to the narrowest; the narrowest that has a value wins.
@@ -98,17 +102,82 @@ def program_of(framework: str, date: str) -> Program:
     return next(program for program in programs() if program.matches(framework, date))
 
 
-@cache
 def load_coefficients(path: Path | None = None) -> Coefficients:
-    """The committed coefficients, or a user's own file laid over them."""
+    """The committed coefficients, or a user's own file laid over them; a file that changed is read again, one that is damaged is a DataError."""
+    if path is None:
+        return _committed()
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}", hint="colossus calibrate writes coefficients") from None
+    return _laid_over(path.absolute(), state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _committed() -> Coefficients:
+    return _coefficients(_read("coefficients.toml"))
+
+
+@lru_cache(maxsize=8)
+def _laid_over(path: Path, _mtime_ns: int, _num_bytes: int) -> Coefficients:
     data = copy.deepcopy(_read("coefficients.toml"))
-    if path is not None:
-        own = tomllib.loads(path.read_text(encoding="utf-8"))
-        for scope, entries in own.get("values", {}).items():
-            for key, named in entries.items():
-                data["values"].setdefault(scope, {}).setdefault(key, {}).update(named)
-        data["spread"].update(own.get("spread", {}))
+    own = _own(path)
+    for scope, entries in own.get("values", {}).items():
+        for key, named in entries.items():
+            data["values"].setdefault(scope, {}).setdefault(key, {}).update(named)
+    data["spread"].update(own.get("spread", {}))
+    return _coefficients(data)
+
+
+def _coefficients(data: Mapping[str, Any]) -> Coefficients:
     return Coefficients(priors=priors(), values=data.get("values", {}), spread={name: (low, high) for name, (low, high) in data["spread"].items()})
+
+
+def _own(path: Path) -> dict[str, Any]:
+    """A user's file, checked: every problem at once."""
+    hint = f"colossus calibrate writes it anew; without it ({path.name} moved away) the catalog's coefficients hold"
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} cannot be read as coefficients: {error}", hint=hint) from None
+    problems = list(_problems(data))
+    if problems:
+        raise SpecError(str(path), problems, hint=hint)
+    return data
+
+
+def _problems(data: Mapping[str, Any]) -> Iterator[Problem]:
+    if data.get("schema", 1) != 1:
+        yield Problem(path="schema", value=repr(data["schema"]), rule="must be 1: another version of Colossus wrote this")
+    values, spread = data.get("values", {}), data.get("spread", {})
+    for name, table in (("values", values), ("spread", spread)):
+        if not isinstance(table, dict):
+            yield Problem(path=name, value=repr(table), rule="must be a table")
+            return
+    for scope, entries in values.items():
+        if scope not in SCOPES or not isinstance(entries, dict):
+            yield Problem(path=f"values.{scope}", value="a scope", rule="is none", hint=nearest(scope, SCOPES))
+            continue
+        for key, named in entries.items():
+            yield from _wrong_values(f"values.{scope}.{key}", named)
+    for name, ends in spread.items():
+        if not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_positive, ends)) and ends[0] <= ends[1]):
+            yield Problem(path=f"spread.{name}", value=repr(ends), rule="must be two numbers above zero, the lower first")
+
+
+def _wrong_values(path: str, named: Any) -> Iterator[Problem]:
+    if not isinstance(named, dict):
+        yield Problem(path=path, value=repr(named), rule="must be a table of coefficients")
+        return
+    for name, value in named.items():
+        if name not in priors():
+            yield Problem(path=f"{path}.{name}", value=repr(value), rule="is no coefficient", hint=nearest(name, priors()))
+        elif not _is_positive(value):
+            yield Problem(path=f"{path}.{name}", value=repr(value), rule="must be a finite number above zero")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 @cache
@@ -121,10 +190,9 @@ def usual_rates() -> dict[str, Any]:
     return _read("rates.toml")
 
 
-@cache
-def training_power_fraction() -> float:
-    """Of a node's power at full load that it draws on average while it trains."""
-    return _read("power.toml")["training_power_fraction"]
+def training_power_fraction(how: How) -> float:
+    """Of a node's power at full load that it draws on average while it trains; ``how`` that full load was obtained."""
+    return _read("power.toml")["training_power_fraction_of_measured" if how is How.MEASURED else "training_power_fraction"]
 
 
 @cache

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 OWN_FILE = Path(".cache") / "coefficients.toml"
 _HEADER = "# Written by `colossus calibrate`: measured again, not edited. Meanings and priors: priors.toml beside the catalog's own.\n"
 _MOST_TOLD = 8
+_RUNS_PER_COEFFICIENT = 2
 
 
 @click.command("calibrate")
@@ -49,6 +50,17 @@ def command(files: tuple[Path, ...], catalog: bool, out: Path | None, runs: Path
 
     write_file(path, _HEADER + tomli_w.dumps(data), what="coefficients")
     _show(path, data, _errors_before(cases, known), left_out, as_json=as_json)
+    _warn_of_few(data, len(cases))
+
+
+def _warn_of_few(data: Mapping[str, Any], num_runs: int) -> None:
+    """Runs that are fewer than the coefficients they moved are matched, not learned from."""
+    num_moved = sum(len(named) for entries in data["values"].values() for named in entries.values())
+    if num_runs < _RUNS_PER_COEFFICIENT * num_moved:
+        talk().print(
+            f"warning: {num_moved} coefficients were fitted to {num_runs} {'run' if num_runs == 1 else 'runs'}: the errors above flatter them, other layouts may be "
+            f"further off than before; give {_RUNS_PER_COEFFICIENT * num_moved} runs or more, of several layouts and sizes"
+        )
 
 
 def _runs(files: Sequence[Path], *, catalog: bool) -> list[PublishedRun]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(name: str | None, as_json: bool) -> None:
     """List the machines of the catalog, or show all that is known of the machine NAME, with sources.
 
-    NAME may also be a count of chips or of a node's chips, e.g. h100-sxm*64 or gb200-nvl72*144. Power is that of the site
+    NAME may also be a count of chips, e.g. h100-sxm*64, or of the chips of a node's kind: gb200-nvl72*144 is two racks. Power is that of the site
     at full load: nodes, network, and the building's overhead.
     """
     from colossus.catalog.machines import load_machine_entry, machine_names
@@ -62,7 +62,7 @@ def _list(entries: dict[str, MachineEntry], *, as_json: bool) -> None:
     for title, some in (("machine", filed), ("one domain of nodes", [row for row in rows if row not in filed])):
         show_all((title, *header[1:]), [_cells(row) for row in some], words=3)
         paper().print()
-    paper().print("Also so many chips of a kind: CHIP*COUNT or NODE*COUNT, e.g. h100-sxm*64. This machine: colossus machine.")
+    paper().print("Also so many chips of a kind: CHIP*COUNT or NODE*COUNT, COUNT in chips, e.g. h100-sxm*64. This machine: colossus machine.")
 
 
 def _row(name: str, entry: MachineEntry) -> dict[str, Any]:

@@ -6,86 +6,109 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from colossus.cli.common import paper, print_json, talk
-from colossus.plan.answer import answer, explain, scaling
+from colossus.cli.common import paper, print_json
+from colossus.cli.files import write_file
+from colossus.plan.answer import answer
+from colossus.plan.explain import explain
+from colossus.plan.plots import Extras, extras
 from colossus.plan.question import Asked
 from colossus.plan.question import ask as ask_question
-from colossus.plan.whatif import Swing, changed, parse_change, tornado
-from colossus.report.plan_page import PART_WORDS
+from colossus.plan.whatif import Swing, changed, parse_change
+from colossus.report.plan_words import OPTION_HEADER, count, heading, option_cells, part_name, rows
 from colossus.spec.answer import Answer, Choice, PlannedLayout
 from colossus.spec.errors import InfeasibleError, Problem, SpecError
 from colossus.spec.plan import Infeasible
 from colossus.spec.units import format_quantity
 
-_NAMES = ("chips", "precision", "program", "sequences", "sequence_tokens", "tokens")
+_NAMES = ("chips", "precision", "program", "sequences", "sequence_tokens", "tokens", "deadline")
+# Flag -> the parts of ``Extras`` that it asks for; pages and folders of plots ask for all.
+_EXTRAS = {"tornado": "tornado", "scaling": "scaling", "pareto": "front"}
 
 
 def ask(job: str, machine: str, assignments: tuple[str, ...], runs: Path, options: dict[str, Any]) -> Asked:
     own = runs / ".cache" / "coefficients.toml"  # as colossus calibrate writes it
     asked = ask_question(job, machine, assignments=assignments, coefficients=own if own.exists() else None, **{name: options[name] for name in _NAMES})
     changes = tuple(parse_change(text) for text in options["what_if"])
-    return Asked(question=changed(asked.question, changes), model=asked.model, total_tokens=asked.total_tokens)
+    return replace(asked, question=changed(asked.question, changes))
 
 
 def show(asked: Asked, options: dict[str, Any], *, as_json: bool) -> None:
-    """Answers and prints; what else was asked for (why, tornado, scaling, a page) beside it."""
-    found = answer(asked.question, name=asked.model, total_tokens=asked.total_tokens, top=options["top"], objective=options["objective"])
+    """Answers and prints; what else was asked for (why, tornado, scaling, the front, a page, plots) beside it."""
+    found = answer(
+        asked.question,
+        name=asked.model,
+        total_tokens=asked.total_tokens,
+        top=options["top"],
+        objective=options["objective"],
+        deadline_s=asked.deadline_s,
+    )
     if isinstance(found, Infeasible):
         raise InfeasibleError(found.reason, hint=found.fit)
     question = replace(asked.question, num_chips=found.num_chips)  # cost and energy choose the chips
-    why = explain(question, _layout(options["why"])) if options["why"] else None
-    swings = tornado(question) if options["tornado"] or options["page"] else []
-    scales = scaling(asked.question, asked.total_tokens) if options["scaling"] or options["page"] else []
+    why = explain(question, _layout(options["why"], question.num_chips)) if options["why"] else None
+    more = _extras(asked, found, options)
     if options["page"]:
-        _write_page(options["page"], found, swings, scales)
+        write_file(options["page"], more.page(found), what="page")
+    if options["plots"]:
+        from colossus.cli.plots import write_plots
+
+        write_plots(options["plots"], [(picture.name, picture.alone(heading(found))) for picture in more.pictures(found)])
     if as_json:
-        extra = {"why": why, "tornado": [vars(swing) for swing in swings], "scaling": [choice.to_data() for choice in scales]}
-        print_json(found.to_data() | {name: value for name, value in extra.items() if value})
+        print_json(found.to_data() | _told(more, why, options))
         return
     _print_answer(found)
     if why:
-        paper().print(f"\n{options['why']}: {why}")
+        paper().print("\n  ".join([f"\n{options['why']}:", *why.split("; ")]))
     if options["tornado"]:
-        _print_tornado(found.best, swings)
-    if options["scaling"]:
-        _print_scaling(scales)
+        _print_tornado(found.best, more.tornado)
+    for flag, choices, title in (("scaling", more.scaling, "on halves of the machine"), ("pareto", more.front, _FRONT_TITLE)):
+        if options[flag]:
+            _print_options(choices, title)
 
 
-def _write_page(path: Path, found: Answer, swings: list[Swing], scales: list[Choice]) -> None:
-    from colossus.report.plan_page import page
-    from colossus.spec.run import write_atomic
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    bars = [(swing.figure, swing.low_s, swing.high_s) for swing in swings]
-    write_atomic(path, page(found, tornado=bars, scaling=scales))
-    talk().print(f"page: {path}")
+_FRONT_TITLE = "time, chips and money: choices that no other beats in all three"
 
 
-def _layout(text: str) -> PlannedLayout:
-    """``tp=8,pp=4`` as a layout."""
+def _extras(asked: Asked, found: Answer, options: dict[str, Any]) -> Extras:
+    if options["page"] or options["plots"]:
+        return extras(asked.question, found)
+    return extras(asked.question, found, names=frozenset(name for flag, name in _EXTRAS.items() if options[flag]))
+
+
+def _told(more: Extras, why: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """What flags asked for, as data."""
+    data = {
+        "why": why,
+        "tornado": [vars(swing) for swing in more.tornado],
+        "scaling": [choice.to_data() for choice in more.scaling],
+        "pareto": [{"num_chips": choice.num_chips} | choice.to_data() for choice in more.front],
+    }
+    return {name: value for name, value in data.items() if options[name]}
+
+
+def _layout(text: str, num_chips: int) -> PlannedLayout:
+    """``tp=8,pp=4`` as a layout; a dp that is not named takes the chips that are left."""
     data: dict[str, Any] = {}
     for pair in text.split(","):
         name, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
             raise SpecError("--why", [Problem(path="--why", value=repr(text), rule="must look like tp=8,pp=4,dp=16")])
-        data[name] = int(value) if value.isdecimal() else value
-    return PlannedLayout.from_data(data, origin="--why")
+        if name in data:
+            raise SpecError("--why", [Problem(path="--why", value=repr(text), rule=f"names {name} twice")])
+        data[name] = int(value) if value.lstrip("-").isdecimal() else value
+    layout = PlannedLayout.from_data(data, origin="--why")
+    return layout if "dp" in data else layout.model_copy(update={"dp": max(1, num_chips // layout.num_chips)})
 
 
 def _print_answer(found: Answer) -> None:
-    from rich.table import Table
-
     best = found.best
     console = paper()
     tokens = f"{found.num_sequences:,} x {found.sequence_tokens:,} tokens a step"
     console.print(
-        f"{found.model} ({format_quantity(found.num_parameters, '').strip()} parameters) on {found.num_chips:,} chips of {found.machine}, {found.precision}; {tokens}"
+        f"{found.model} ({format_quantity(found.num_parameters, '').strip()} parameters) on {count(found.num_chips, 'chip')} of {found.machine}, {found.precision}; {tokens}"
     )
     console.print(f"{found.num_fitting:,} of {found.num_layouts:,} layouts fit\n")
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for row in _rows(found, best):
-        table.add_row(*row)
-    console.print(table)
+    console.print(_table(rows(found)))
     console.print("\nwhere a step goes")
     console.print(_parts_table(best))
     for number, other in enumerate(found.choices[1:], 2):
@@ -94,28 +117,13 @@ def _print_answer(found: Answer) -> None:
         console.print(f"note: {note}")
 
 
-def _rows(found: Answer, best: Choice) -> list[tuple[str, str]]:
-    rows = [
-        ("layout", best.layout.describe()),
-        (
-            "step",
-            f"{format_quantity(best.step_s, 's')}  ({format_quantity(best.lower_step_s, 's')} to {format_quantity(best.upper_step_s, 's')} holds 9 runs in 10)",
-        ),
-        ("throughput", f"{best.throughput_tokens_per_s:,.0f} tokens/s, {best.throughput_tokens_per_s / found.num_chips:,.0f} a chip"),
-        ("MFU", f"{best.mfu_fraction:.1%}  {format_quantity(best.model_flop_per_s_per_chip, 'FLOP/s')} a chip"),
-        ("memory", f"{format_quantity(best.memory_bytes_per_chip, 'B', binary=True)} a chip"),
-        ("limited by", best.limited_by),
-        ("time to train", f"{format_quantity(best.time_to_train_s, 's')} for {format_quantity(found.total_tokens, '').strip()} tokens, without failures"),
-    ]
-    if best.power_w is not None:
-        rows.append(("power", f"{format_quantity(best.power_w, 'W')} at the site, mean"))
-    if best.energy_j is not None:
-        rows.append(("energy", f"{best.energy_j / 3.6e9:,.0f} MWh"))
-    if best.cost_usd is not None:
-        rows.append(("rent", f"${best.cost_usd:,.0f}"))
-    if best.carbon_kg_co2e is not None:
-        rows.append(("carbon", f"{best.carbon_kg_co2e / 1e3:,.0f} t CO2e"))
-    return rows
+def _table(lines: list[tuple[str, str]]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for line in lines:
+        table.add_row(*line)
+    return table
 
 
 def _parts_table(best: Choice) -> Any:
@@ -124,7 +132,7 @@ def _parts_table(best: Choice) -> Any:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, seconds in sorted(best.parts_s.items(), key=lambda item: -item[1]):
         if seconds > 0.0005 * best.step_s:
-            table.add_row(f"  {PART_WORDS[name]}", format_quantity(seconds, "s"), f"{seconds / best.step_s:.1%}", "#" * round(40 * seconds / best.step_s))
+            table.add_row(f"  {part_name(name)}", format_quantity(seconds, "s"), f"{seconds / best.step_s:.1%}", "#" * round(40 * seconds / best.step_s))
     return table
 
 
@@ -142,21 +150,11 @@ def _change(step_s: float | None, base_s: float) -> str:
     return "does not fit" if step_s is None else f"{format_quantity(step_s, 's')}  {step_s / base_s - 1:+.1%}"
 
 
-def _print_scaling(scales: list[Choice]) -> None:
+def _print_options(choices: list[Choice], title: str) -> None:
     from rich.table import Table
 
-    table = Table("chips", "step", "MFU", "time to train", "rent", "layout", box=None, padding=(0, 2, 0, 0))
-    for choice in scales:
-        layout = choice.layout
-        chips = layout.pp * layout.dp * layout.cp * layout.tp
-        rent = "" if choice.cost_usd is None else f"${choice.cost_usd:,.0f}"
-        table.add_row(
-            f"{chips:,}",
-            format_quantity(choice.step_s, "s"),
-            f"{choice.mfu_fraction:.1%}",
-            format_quantity(choice.time_to_train_s, "s"),
-            rent,
-            layout.describe(),
-        )
+    table = Table(*OPTION_HEADER, box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
+    for choice in choices:
+        table.add_row(*option_cells(choice))
     paper().print()
     paper().print(table)

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 @click.option("--tier", type=click.Choice(["A", "B", "C", "all"], case_sensitive=False), help="Rows of one tier; default A for the catalog, all for --rows.")
 @click.option("--html", "page_file", metavar="FILE", type=click.Path(path_type=Path), help="Write plot and tables as one self-contained page.")
 @click.option("--plot", "plot_file", metavar="FILE.svg", type=click.Path(path_type=Path), help="Write the plot of estimated against measured step time.")
+@click.option(
+    "--plots", "folder", metavar="FOLDER", type=click.Path(path_type=Path), help="Write every plot as SVG, and as PNG where colossus[png] is installed."
+)
 @json_option
-def command(file: Path | None, tier: str | None, page_file: Path | None, plot_file: Path | None, as_json: bool) -> None:
+def command(file: Path | None, tier: str | None, page_file: Path | None, plot_file: Path | None, folder: Path | None, as_json: bool) -> None:
     """Estimate every published training run and say how far off the estimates are.
 
     Without --rows these are the catalog's runs. Tier A (read from their source, configuration complete) has thresholds: the
@@ -38,6 +41,11 @@ def command(file: Path | None, tier: str | None, page_file: Path | None, plot_fi
     is_gate = file is None and wanted == "A"
     data = data_of(found, about=f"tier {wanted}" if file is None else str(file), problems=found.problems() if is_gate else [])
     _write(data, page_file, plot_file)
+    if folder:
+        from colossus.cli.plots import write_plots
+        from colossus.report.validation_page import pictures
+
+        write_plots(folder, pictures(data))
     if as_json:
         print_json(data)
     else:

@@ -19,7 +19,8 @@ class _Door(ModuleType):
     def __call__(self, job: Any, machine: str, **options: Any) -> Any:
         """The best layouts of ``job`` (a model's name, a file, or a TrainJob) on ``machine`` (a name of the catalog), as an Answer.
 
-        Options as those of the command line: chips, precision, program, sequences, sequence_tokens, tokens, top, objective.
+        Options as those of the command line: chips, precision, program, sequences, sequence_tokens, tokens, top, objective, deadline.
+        An answer draws itself in a notebook; ``answer.plots["roofline"]`` is one picture of it.
         Raises InfeasibleError, with what would fit, where nothing does.
         """
         from colossus.plan.answer import answer
@@ -30,7 +31,7 @@ class _Door(ModuleType):
 
         top, objective = options.pop("top", 3), options.pop("objective", "time")
         asked = question_of(job, machine, **options) if isinstance(job, TrainJob) else ask(str(job), machine, **options)
-        found = answer(asked.question, name=asked.model, total_tokens=asked.total_tokens, top=top, objective=objective)
+        found = answer(asked.question, name=asked.model, total_tokens=asked.total_tokens, top=top, objective=objective, deadline_s=asked.deadline_s)
         if isinstance(found, Infeasible):
             raise InfeasibleError(found.reason, hint=found.fit)
         return found

@@ -2,40 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
 import numpy as np
+from pydantic import PrivateAttr
 
 from colossus.catalog.measured import training_power_fraction
 from colossus.estimate.flop import train_flop
 from colossus.estimate.parameters import num_parameters
 from colossus.estimate.pipeline import place
 from colossus.estimate.shape import Cut
-from colossus.plan.search import REMATS, Candidates, Question, cuts, estimate, search
-from colossus.report.plan_page import PART_WORDS, answer_section
+from colossus.plan.counts import choose_chips
+from colossus.plan.notes import notes
+from colossus.plan.search import _USABLE, REMATS, Candidates, Question, cuts, search
+from colossus.report.picture import Picture
+from colossus.report.plan_page import answer_section
+from colossus.report.plan_plots import pictures
+from colossus.report.plan_words import count, part_name
 from colossus.spec.answer import Answer, Choice, PlannedLayout
+from colossus.spec.errors import Problem, SpecError
 from colossus.spec.layout import CpKind, Offload, Remat, Schedule
 from colossus.spec.machine import Figure
 from colossus.spec.plan import Infeasible
 from colossus.spec.units import format_quantity
 
+OBJECTIVES = ("time", "cost", "energy")
+_TIMES_OVER = 64
+
 
 class ShownAnswer(Answer):
-    """An answer that draws itself in a notebook."""
+    """An answer that draws itself in a notebook, and has all its pictures."""
+
+    _question: Question | None = PrivateAttr(None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Answer) and self.to_data() == other.to_data()
+
+    __hash__ = None  # type: ignore[assignment]
 
     def _repr_html_(self) -> str:
         return answer_section(self)
 
+    @property
+    def plots(self) -> dict[str, Picture]:
+        """By name: waterfall, memory, roofline, tornado, scaling, front. Each draws itself in a notebook; ``alone("")`` is its SVG file."""
+        from colossus.plan.plots import pictures_of
 
-_TIMES_OVER = 64
+        found = pictures(self) if self._question is None else pictures_of(self._question, self)
+        return {picture.name: picture for picture in found}
 
 
-def answer(question: Question, *, name: str, total_tokens: float, top: int = 3, objective: str = "time") -> Answer | Infeasible:
+def answer(
+    question: Question, *, name: str, total_tokens: float, top: int = 3, objective: str = "time", deadline_s: float | None = None
+) -> Answer | Infeasible:
     """The best ``top`` layouts. On a fixed number of chips the fastest is also the cheapest; cost and energy choose the chips too."""
-    if objective != "time":
-        question = _thriftiest(question)
+    if objective not in OBJECTIVES or top < 1:
+        path, value, rule = ("top", str(top), "must be above zero") if top < 1 else ("objective", objective, f"must be one of {', '.join(OBJECTIVES)}")
+        raise SpecError("plan", [Problem(path=path, value=value, rule=rule)])
+    whole = question
+    chosen = choose_chips(question, total_tokens, objective=objective, deadline_s=deadline_s)
+    if isinstance(chosen, Infeasible):
+        return chosen
+    question = chosen
     candidates = search(question)
     order = candidates.order()
     if not len(order):
@@ -43,7 +73,7 @@ def answer(question: Question, *, name: str, total_tokens: float, top: int = 3, 
     choices = [choice_at(question, candidates, int(index), total_tokens) for index in order[:top]]
     first = choices[0]
     told = [first, *(other.model_copy(update={"why_not_first": why_slower(first, other)}) for other in choices[1:])]
-    return ShownAnswer(
+    found = ShownAnswer(
         model=name,
         machine=question.machine.name,
         num_chips=question.num_chips,
@@ -53,12 +83,17 @@ def answer(question: Question, *, name: str, total_tokens: float, top: int = 3, 
         sequence_tokens=question.sequence_tokens,
         total_tokens=total_tokens,
         objective=objective,
+        deadline_s=deadline_s,
+        chip=question.chip,
+        chip_memory_bytes=question.device.memory_bytes,
         num_parameters=num_parameters(question.card),
         num_layouts=len(candidates),
         num_fitting=len(order),
         choices=told,
-        notes=list(_notes(question)),
+        notes=notes(question, candidates, first),
     )
+    found._question = whole
+    return found
 
 
 def choice_at(question: Question, candidates: Candidates, index: int, total_tokens: float) -> Choice:
@@ -116,64 +151,16 @@ def why_slower(first: Choice, other: Choice) -> str:
     extra_s = {name: other.parts_s[name] - first.parts_s[name] for name in first.parts_s}
     total_s = other.step_s - first.step_s
     worst = sorted(extra_s.items(), key=lambda item: -item[1])[:2]
-    named = [f"{PART_WORDS[name]} +{format_quantity(seconds, 's')}" for name, seconds in worst if seconds > 0.1 * max(total_s, 1e-9)]
+    named = [f"{part_name(name)} +{format_quantity(seconds, 's')}" for name, seconds in worst if seconds > 0.1 * max(total_s, 1e-9)]
     return f"{total_s / first.step_s:.1%} slower: {', '.join(named)}" if named else f"{total_s / first.step_s:.1%} slower"
-
-
-def explain(question: Question, wanted: PlannedLayout) -> str:
-    """What stands against a layout of the user's, or how much slower than the best one it is."""
-    rules = list(_broken_rules(question, wanted))
-    if rules:
-        return "; ".join(rules)
-    cut = _cut_of(question, wanted)
-    mine = estimate(question, cut)
-    room = question.device.memory_bytes
-    if not mine.fits[0]:
-        return f"needs {_size(mine.memory_bytes[0])} of a chip's {_size(room)}: {_largest_parts(mine)}"
-    best = search(question)
-    order = best.order()
-    first = choice_at(question, best, int(order[0]), 1.0)
-    return f"fits; {why_slower(first, choice_at(question, mine, 0, 1.0))}, against {first.layout.describe()}"
-
-
-def scaling(question: Question, total_tokens: float) -> list[Choice]:
-    """The best layout on the whole machine and on halves of it, down to what still fits: time, chips and money side by side."""
-    found = []
-    chips = question.num_chips
-    while chips >= 1:
-        part = replace(question, num_chips=chips)
-        candidates = search(part)
-        order = candidates.order()
-        if len(order):
-            found.append(choice_at(part, candidates, int(order[0]), total_tokens))
-        if chips % 2:
-            break
-        chips //= 2
-    return found
-
-
-def _thriftiest(question: Question) -> Question:
-    """The number of chips, of halvings of the machine, on which training takes the fewest chip-hours."""
-    best, least = question, np.inf
-    chips = question.num_chips
-    while chips >= 1:
-        part = replace(question, num_chips=chips)
-        candidates = search(part)
-        order = candidates.order()
-        if len(order) and candidates.step_s[order[0]] * chips < least:
-            best, least = part, candidates.step_s[order[0]] * chips
-        if chips % 2:
-            break
-        chips //= 2
-    return best
 
 
 def _limit(parts_s: dict[str, float], step_s: float) -> str:
     """The largest part beside the products themselves, where it matters, else the products."""
     name, seconds = max(((name, seconds) for name, seconds in parts_s.items() if name != "gemm"), key=lambda item: item[1])
     if parts_s["gemm"] >= 0.7 * step_s or parts_s["gemm"] > 2 * seconds:
-        return f"{PART_WORDS['gemm']} ({parts_s['gemm'] / step_s:.0%} of the step); then {PART_WORDS[name]} ({seconds / step_s:.0%})"
-    return f"{PART_WORDS[name]} ({seconds / step_s:.0%} of the step), beside {PART_WORDS['gemm']} ({parts_s['gemm'] / step_s:.0%})"
+        return f"{part_name('gemm')} ({parts_s['gemm'] / step_s:.0%} of the step); then {part_name(name)} ({seconds / step_s:.0%})"
+    return f"{part_name(name)} ({seconds / step_s:.0%} of the step), beside {part_name('gemm')} ({parts_s['gemm'] / step_s:.0%})"
 
 
 def _peak_flop_per_s(question: Question) -> float:
@@ -187,18 +174,22 @@ def _bill(question: Question, time_s: float) -> dict[str, float | None]:
     """Power, energy, carbon and money of the job; what the catalog does not know is None."""
     machine, site = question.machine, question.machine.site
     nodes = question.num_chips / machine.node.num_chips
-    node_w = _value(machine.node.power_w)
+    full = machine.node.power_w
     rent = _value(site.rent_usd_per_s_per_chip) if site else None
-    cost = None if rent is None else rent * question.num_chips * time_s
-    if node_w is None or site is None:
-        return {"cost_usd": cost}
+    price = _value(site.purchase_usd_per_chip) if site else None
+    money = {
+        "cost_usd": None if rent is None else rent * question.num_chips * time_s,
+        "purchase_usd": None if price is None else price * question.num_chips,
+    }
+    if full is None or site is None:
+        return money
     network_w = _value(site.network_w_per_chip) or 0.0
-    power_w = (node_w * training_power_fraction() * nodes + network_w * question.num_chips) * (_value(site.pue) or 1.0)
+    power_w = (full.value * training_power_fraction(full.how) * nodes + network_w * question.num_chips) * (_value(site.pue) or 1.0)
     carbon = _value(site.carbon_kg_co2e_per_j)
     return {
+        **money,
         "power_w": power_w,
         "energy_j": power_w * time_s,
-        "cost_usd": cost,
         "carbon_kg_co2e": None if carbon is None else carbon * power_w * time_s,
     }
 
@@ -207,45 +198,30 @@ def _value(figure: Figure | None) -> float | None:
     return None if figure is None else figure.value
 
 
-def _notes(question: Question) -> list[str]:
-    known = question.coefficients.knows(question.chip, question.precision)
-    name = question.program.name
-    notes = [f"{name}: how well that program does on {question.chip}, as fitted on published runs; --program names another"] if known else []
-    if not known:
-        notes.append(
-            f"estimates were fitted on no run on {question.chip} in {question.precision}: efficiencies are assumed, those of {name} apart; trust them less"
-        )
-    spare = question.machine.num_chips - question.num_chips
-    if question.is_whole and spare:
-        notes.append(f"{spare:,} of {question.machine.num_chips:,} chips are left over, as spares: the batch does not divide by more")
-    if question.changes:
-        notes.append(f"what if {' and '.join(map(str, question.changes))}: the machine as it is takes {_plain_step(question)} a step")
-    if question.precision != "bfloat16":
-        notes.append("MFU is over the 16-bit peak")
-    return notes
-
-
-def _plain_step(question: Question) -> str:
-    candidates = search(replace(question, changes=()))
-    order = candidates.order()
-    return format_quantity(float(candidates.step_s[order[0]]), "s") if len(order) else "more memory than it has and no time at all: nothing fits"
-
-
 def _infeasible(question: Question, candidates: Candidates) -> Infeasible:
     """Why nothing fits, and what would."""
     if not len(candidates):
-        reason = f"{question.num_sequences} sequences of {question.sequence_tokens} tokens cannot be cut over {question.num_chips} chips"
+        reason = f"{count(question.num_sequences, 'sequence')} of {question.sequence_tokens} tokens cannot be cut over {count(question.num_chips, 'chip')}"
         counts = [chips for chips in _near(question) if len(cuts(replace(question, num_chips=chips)).tp)]
         return Infeasible(reason=reason, fit=f"--chips {' or '.join(map(str, counts[:2]))}, or a batch that more chips divide" if counts else None)
     index = int(np.argmin(candidates.memory_bytes))
     least = candidates.memory_bytes[index]
     room = question.device.memory_bytes
     described = layout_of(candidates.at(index)[0]).describe()
-    reason = f"no layout fits {question.num_chips} chips of {_size(room)}: the smallest need is {_size(least)} a chip, as {described}"
+    reason = f"no layout fits {count(question.num_chips, 'chip')} of {format_size(room)}: the smallest need is {format_size(least)} a chip, as {described}"
     more = next((chips for chips in _doublings(question) if _fits(replace(question, num_chips=chips))), None)
     enough = "" if more is None else f"--chips {more}" if more <= question.machine.num_chips else f"{more} chips, e.g. --on {question.chip}*{more}"
-    ways = [enough, f"chips of {_size(least / 0.97)} or more", "fewer sequences of fewer tokens"]
+    ways = [enough, f"chips of {format_size(least / _USABLE)} or more", _shorter(question)]
     return Infeasible(reason=reason, fit="; or ".join(filter(None, ways)))
+
+
+def _shorter(question: Question) -> str:
+    """The longest halving of the sequences, as many tokens a step, that fits; nothing where weights alone do not."""
+    for power in range(1, question.sequence_tokens.bit_length() - 6):
+        tokens = question.sequence_tokens >> power
+        if _fits(replace(question, sequence_tokens=tokens, num_sequences=question.num_sequences << power)):
+            return f"--sequence-tokens {tokens} --sequences {question.num_sequences << power}"
+    return ""
 
 
 def _fits(question: Question) -> bool:
@@ -262,42 +238,6 @@ def _near(question: Question) -> Sequence[int]:
     step = question.machine.node.num_chips
     counts = range(step, 2 * question.num_chips + 1, step)
     return sorted((count for count in counts if count != question.num_chips), key=lambda count: abs(count - question.num_chips))[:64]
-
-
-def _broken_rules(question: Question, wanted: PlannedLayout) -> Iterator[str]:
-    card, chips = question.card, question.num_chips
-    product = wanted.pp * wanted.dp * wanted.cp * wanted.tp
-    if product != chips:
-        yield f"pp x dp x cp x tp = {product}, but there are {chips} chips"
-    if card.num_heads % wanted.tp:
-        yield f"tp {wanted.tp} does not divide {card.num_heads} heads"
-    if wanted.tp > question.device.domain_chips:
-        yield f"tp {wanted.tp} leaves the scale-up domain of {question.device.domain_chips:.0f} chips"
-    if wanted.pp > card.num_layers:
-        yield f"pp {wanted.pp} is more than {card.num_layers} layers"
-    if question.num_sequences % (wanted.dp * wanted.num_microbatch_sequences):
-        yield f"dp {wanted.dp} x {wanted.num_microbatch_sequences} a microbatch does not divide {question.num_sequences} sequences"
-    if question.sequence_tokens % (wanted.tp * (2 * wanted.cp if wanted.cp > 1 else 1)):
-        yield f"tp {wanted.tp} and cp {wanted.cp} do not cut {question.sequence_tokens} tokens evenly"
-    if wanted.zero_stage == 3 and wanted.pp > 1:
-        yield "ZeRO 3 with a pipeline would gather all weights anew for every microbatch"
-    yield from _broken_variants(question, wanted)
-    if (wanted.dp * wanted.cp * wanted.tp) % wanted.ep:
-        yield f"ep {wanted.ep} does not divide the {wanted.dp * wanted.cp * wanted.tp} chips of a stage"
-    if wanted.ep > 1 and (card.moe is None or card.moe.num_experts % wanted.ep):
-        yield f"ep {wanted.ep} does not divide {card.moe.num_experts if card.moe else 'no'} experts"
-
-
-def _broken_variants(question: Question, wanted: PlannedLayout) -> Iterator[str]:
-    """Of schedule, kind of cp, groups and offload. What the program does not offer may still be asked for."""
-    if wanted.num_virtual_stages > 1 and wanted.schedule is not Schedule.ONE_F_ONE_B:
-        yield f"virtual stages are 1f1b's: {wanted.schedule.value} has its own chunks"
-    if wanted.cp_kind is CpKind.ULYSSES and question.card.num_heads % (wanted.tp * wanted.cp):
-        yield f"Ulysses gives each of tp x cp = {wanted.tp * wanted.cp} ranks some heads, which do not divide {question.card.num_heads}"
-    if wanted.num_replica_groups > 1 and (wanted.zero_stage != 3 or (wanted.dp * wanted.cp) % wanted.num_replica_groups):
-        yield f"{wanted.num_replica_groups} groups (HSDP) need zero_stage 3 and must divide dp x cp = {wanted.dp * wanted.cp}"
-    if wanted.offload is not Offload.NONE and question.machine.node.host_bytes_per_s_per_chip is None:
-        yield f"offload needs the speed of the host link, which the catalog does not know of {question.machine.name}"
 
 
 def _cut_of(question: Question, wanted: PlannedLayout) -> Cut:
@@ -325,11 +265,5 @@ def _cut_of(question: Question, wanted: PlannedLayout) -> Cut:
     )  # fmt: skip
 
 
-def _largest_parts(candidates: Candidates) -> str:
-    memory = candidates.at(0)[2]
-    parts = sorted(vars(memory).items(), key=lambda item: -item[1])[:3]
-    return ", ".join(f"{name.removesuffix('_bytes')} {_size(num_bytes)}" for name, num_bytes in parts)
-
-
-def _size(num_bytes: float) -> str:
+def format_size(num_bytes: float) -> str:
     return format_quantity(float(num_bytes), "B", binary=True)

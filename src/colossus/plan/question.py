@@ -19,6 +19,7 @@ from colossus.spec.errors import CatalogError, Problem, SpecError, nearest
 from colossus.spec.job import TrainJob, load_job
 from colossus.spec.machine import Machine
 from colossus.spec.model import ModelCard
+from colossus.spec.units import parse_quantity
 
 # Defaults where a model is named instead of a job: the batch of Llama 2 and 3's pretraining, and Hoffmann et al. 2022's
 # tokens for each parameter (arXiv 2203.15556).
@@ -26,17 +27,20 @@ _BATCH_TOKENS, _SEQUENCE_TOKENS, _TOKENS_PER_PARAMETER = 4 * 2**20, 8192, 20
 PRECISIONS = ("bfloat16", "float16", "float8", "mxfp8", "nvfp4", "float32")
 # The peak that a precision runs at.
 _PEAKS = {"mxfp8": "float8", "nvfp4": "float4"}
+# Formats with a scale for each block of values came with the chips that multiply 4-bit ones.
+_BLOCK_SCALED, _BLOCK_SCALING_PEAK = ("mxfp8", "nvfp4"), "float4"
 # Which program is meant where none is named, by kind of chip: the one with most published runs on it.
 _USUAL = {"gpu": "megatron-bridge-26.05", "tpu": "maxtext", "cpu": "colossus"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A question with what it was called and how many tokens are to be trained."""
+    """A question with what it was called, how many tokens are to be trained, and within what time."""
 
     question: Question
     model: str
     total_tokens: float
+    deadline_s: float | None = None
 
 
 def ask(
@@ -50,23 +54,51 @@ def ask(
     sequences: int | None = None,
     sequence_tokens: int | None = None,
     tokens: float | None = None,
+    deadline: str | float | None = None,
     coefficients: Path | None = None,
 ) -> Asked:
     """Reads what the user named; every wrong name is an error with the nearest right one. ``coefficients``: a user's own, laid over the catalog's."""
+    _check_counts(chips=chips, sequences=sequences, sequence_tokens=sequence_tokens)
     name, card, file = _model(job, assignments)
     length, count, default_tokens = _batch(card, file, sequences, sequence_tokens)
     question = _question(card, length, count, machine, precision=precision, program=program, coefficients=coefficients)
     if tokens is not None and not 0 < tokens < math.inf:
-        raise _refuse("--tokens", str(tokens), "must be above zero, and a number")
-    return Asked(question=_on_chips(question, chips), model=name, total_tokens=tokens or default_tokens)
+        raise _refuse("--tokens", f"{tokens:g}", "must be above zero, and a number")
+    total = default_tokens if tokens is None else tokens
+    if total < count * length:
+        path, value = ("--tokens", f"{total:g}") if tokens is not None else ("--sequences", str(count))
+        raise _refuse(path, value, f"one step of {count} x {length} tokens is more than the {total:.3g} to train on", "fewer --sequences or more --tokens")
+    return Asked(question=_on_chips(question, chips), model=name, total_tokens=total, deadline_s=deadline_s(deadline))
 
 
-def question_of(job: TrainJob, machine: str, *, chips: int | None = None, precision: str | None = None, program: str | None = None) -> Asked:
+def question_of(
+    job: TrainJob, machine: str, *, chips: int | None = None, precision: str | None = None, program: str | None = None, deadline: str | float | None = None
+) -> Asked:
     """A question from a job as an object (the Python door)."""
+    _check_counts(chips=chips)
     card = _card_of(job)
     length, count, tokens = _batch(card, job, None, None)
     question = _question(card, length, count, machine, precision=precision, program=program, coefficients=None)
-    return Asked(question=_on_chips(question, chips), model=job.name, total_tokens=tokens)
+    return Asked(question=_on_chips(question, chips), model=job.name, total_tokens=tokens, deadline_s=deadline_s(deadline))
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise _refuse(f"--{name.replace('_', '-')}", repr(value), "must be a whole number above zero")
+
+
+def deadline_s(given: str | float | None) -> float | None:
+    """``"30d"`` or seconds; SpecError where it is no time above zero."""
+    if given is None:
+        return None
+    try:
+        seconds = parse_quantity(given, "s") if isinstance(given, str) else float(given)
+    except ValueError:
+        raise _refuse("--deadline", repr(given), "is no time", "write e.g. 30d, 12h or 90min") from None
+    if not 0 < seconds < math.inf:
+        raise _refuse("--deadline", repr(given), "must be above zero, and a number", "write e.g. 30d, 12h or 90min")
+    return seconds
 
 
 def _question(card: ModelCard, length: int, count: int, machine: str, *, precision: str | None, program: str | None, coefficients: Path | None) -> Question:
@@ -126,8 +158,8 @@ def _batch(card: ModelCard, job: TrainJob | None, sequences: int | None, sequenc
         length, count = sequence_tokens or job.batch.sequence_tokens, sequences or job.batch.num_sequences
         return length, count, float(job.num_steps * count * length)
     length = sequence_tokens or min(_SEQUENCE_TOKENS, card.max_sequence_tokens)
-    count = sequences or max(1, _BATCH_TOKENS // length)
-    return length, count, float(_TOKENS_PER_PARAMETER * num_parameters(card))
+    usual = max(1, _BATCH_TOKENS // length)
+    return length, sequences or usual, float(max(_TOKENS_PER_PARAMETER * num_parameters(card), usual * length))
 
 
 def _chips(machine: Machine, wanted: int | None) -> int:
@@ -144,7 +176,7 @@ def _chips(machine: Machine, wanted: int | None) -> int:
 
 def _checked_precision(precision: str, chip: str) -> str:
     peaks = load_chip_entry(chip).to_chip().peak_flop_per_s
-    has = [name for name in PRECISIONS if _PEAKS.get(name, name) in peaks]
+    has = [name for name in PRECISIONS if _PEAKS.get(name, name) in peaks and (name not in _BLOCK_SCALED or _BLOCK_SCALING_PEAK in peaks)]
     if precision not in PRECISIONS:
         raise _refuse("--precision", precision, "is not a precision of training", nearest(precision, PRECISIONS) or f"one of {', '.join(has)}")
     if precision not in has:

@@ -31,6 +31,12 @@ def picture(data: ValidationData) -> str:
     return draw(scatter, width=900, height=600, key="validation", style=_style("page.svg.css", "page.scatter.css")) + "\n"
 
 
+def pictures(data: ValidationData) -> list[tuple[str, str]]:
+    """(name, picture on its own): estimated against measured by accelerator, and their ratio by group."""
+    ratio = draw(ratios(data), width=900, height=420, key="ratios", style=_style("page.svg.css", "page.scatter.css")) + "\n"
+    return [("validation", picture(data)), ("ratios", ratio)]
+
+
 def page(data: ValidationData) -> str:
     """The whole page; it asks for nothing and needs no script."""
     holds = not data["problems"]

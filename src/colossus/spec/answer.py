@@ -32,6 +32,10 @@ class PlannedLayout(Spec):
     cp_kind: CpKind = CpKind.RING
     offload: Offload = Offload.NONE
 
+    @property
+    def num_chips(self) -> int:
+        return self.pp * self.dp * self.cp * self.tp
+
     def describe(self) -> str:
         axes = [f"{name} {size}" for name in ("pp", "dp", "cp", "tp", "ep") if (size := getattr(self, name)) > 1]
         batch = f"{self.num_microbatches} microbatch{'es' if self.num_microbatches > 1 else ''} of {self.num_microbatch_sequences}"
@@ -54,6 +58,7 @@ class Choice(Spec):
     """One layout and what it takes. Times are of the mean step; ``lower`` and ``upper`` hold nine measured runs in ten.
 
     ``parts_s`` add up to ``step_s``, ``memory_parts_bytes`` to ``memory_bytes_per_chip``. Energy and carbon are the site's, cooling included.
+    ``cost_usd``: rent of the chips for the time; ``purchase_usd``: what these chips cost to buy.
     """
 
     layout: PlannedLayout
@@ -70,13 +75,21 @@ class Choice(Spec):
     power_w: float | None = None
     energy_j: float | None = None
     cost_usd: float | None = None
+    purchase_usd: float | None = None
     carbon_kg_co2e: float | None = None
     limited_by: str
     why_not_first: str | None = None
 
+    @property
+    def num_chips(self) -> int:
+        return self.layout.num_chips
+
 
 class Answer(Spec):
-    """The question as it was understood, how many layouts there are, and the best of them, best first."""
+    """The question as it was understood, how many layouts there are, and the best of them, best first.
+
+    ``chip``: its catalog name. ``chip_memory_bytes``: all that it has. ``deadline_s``: what the choice of chips had to meet.
+    """
 
     schema_version: Literal[1] = Field(1, alias="schema")
     model: str
@@ -88,6 +101,9 @@ class Answer(Spec):
     sequence_tokens: int
     total_tokens: float
     objective: Literal["time", "cost", "energy"] = "time"
+    deadline_s: float | None = None
+    chip: str | None = None
+    chip_memory_bytes: float | None = None
     num_parameters: int
     num_layouts: int
     num_fitting: int

@@ -170,12 +170,12 @@ def _nearby(folder: Path) -> str | None:
     return "runs here: " + ", ".join(str(path) for path in runs[-8:]) if runs else "start one with: colossus train JOB.toml"
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, data: str | bytes) -> None:
     """Writes the whole file or nothing: a reader never sees a half, a full disk harms no older version."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

@@ -1,0 +1,131 @@
+"""What stands against a layout of the user's: every rule that it breaks with the nearest fix, memory, or how much slower it is than the best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from colossus.plan.answer import _cut_of, choice_at, format_size, why_slower
+from colossus.plan.search import Candidates, Question, estimate, search
+from colossus.report.plan_words import memory_name
+from colossus.spec.answer import PlannedLayout
+from colossus.spec.layout import CpKind, Offload, Remat, Schedule
+
+_FULLEST = 3
+
+
+def explain(question: Question, wanted: PlannedLayout) -> str:
+    """One sentence for each thing that stands against it."""
+    rules = list(broken_rules(question, wanted))
+    if rules:
+        return "; ".join(rules)
+    mine = estimate(question, _cut_of(question, wanted))
+    best = search(question)
+    order = best.order()
+    if not mine.fits[0]:
+        return "; ".join(_too_large(question, wanted, mine))
+    first = choice_at(question, best, int(order[0]), 1.0)
+    return f"fits; {why_slower(first, choice_at(question, mine, 0, 1.0))}, against {first.layout.describe()}"
+
+
+def broken_rules(question: Question, wanted: PlannedLayout) -> Iterator[str]:
+    """Each as what is wrong and, in brackets, what would be right."""
+    yield from _broken_by_machine(question, wanted)
+    yield from _broken_by_model(question, wanted)
+    yield from _broken_by_batch(question, wanted)
+    yield from _broken_variants(question, wanted)
+
+
+def _broken_by_machine(question: Question, wanted: PlannedLayout) -> Iterator[str]:
+    chips, domain = question.num_chips, int(question.device.domain_chips)
+    inner = wanted.pp * wanted.cp * wanted.tp
+    if wanted.num_chips != chips:
+        fix = f"dp {chips // inner}" if chips % inner == 0 else f"{_or(_near_divisors(chips, inner))} for pp x cp x tp"
+        yield f"pp x dp x cp x tp = {wanted.num_chips}, but there are {chips} chips ({fix})"
+    if wanted.tp > domain:
+        yield f"tp {wanted.tp} leaves the scale-up domain of {domain} chips (tp {domain} at most)"
+
+
+def _broken_by_model(question: Question, wanted: PlannedLayout) -> Iterator[str]:
+    card = question.card
+    if card.num_heads % wanted.tp:
+        yield f"tp {wanted.tp} does not divide {card.num_heads} heads (tp {_or(_near_divisors(card.num_heads, wanted.tp))})"
+    if wanted.pp > card.num_layers:
+        yield f"pp {wanted.pp} is more than {card.num_layers} layers (pp {_or(_near_divisors(card.num_layers, wanted.pp))})"
+    stages = wanted.pp * wanted.num_virtual_stages
+    if wanted.num_virtual_stages > 1 and card.num_layers % stages and (card.num_layers + 2) % stages:
+        yield f"{wanted.num_virtual_stages} virtual stages x pp {wanted.pp} do not divide {card.num_layers} layers, nor {card.num_layers + 2} with embedding and head"
+    if wanted.zero_stage == 3 and wanted.pp > 1:
+        yield "ZeRO 3 with a pipeline would gather all weights anew for every microbatch (zero_stage 1, or pp 1)"
+    ranks = wanted.dp * wanted.cp * wanted.tp
+    if ranks % wanted.ep:
+        yield f"ep {wanted.ep} does not divide the {ranks} chips of a stage (ep {_or(_near_divisors(ranks, wanted.ep))})"
+    if wanted.ep > 1 and card.moe is None:
+        yield f"ep {wanted.ep}, but the model has no experts (ep 1)"
+    elif wanted.ep > 1 and card.moe is not None and card.moe.num_experts % wanted.ep:
+        yield f"ep {wanted.ep} does not divide {card.moe.num_experts} experts (ep {_or(_near_divisors(card.moe.num_experts, wanted.ep))})"
+
+
+def _broken_by_batch(question: Question, wanted: PlannedLayout) -> Iterator[str]:
+    sequences, tokens = question.num_sequences, question.sequence_tokens
+    at_once = wanted.dp * wanted.num_microbatch_sequences
+    if sequences % at_once:
+        fix = f"their product {_or(_near_divisors(sequences, at_once))}, or --sequences {_near_multiple(sequences, at_once)}"
+        yield f"dp {wanted.dp} x {wanted.num_microbatch_sequences} a microbatch does not divide {sequences} sequences ({fix})"
+    pieces = wanted.tp * (2 * wanted.cp if wanted.cp > 1 else 1)
+    if tokens % pieces:
+        yield f"tp {wanted.tp} and cp {wanted.cp} do not cut {tokens} tokens evenly (--sequence-tokens {_near_multiple(tokens, pieces)})"
+    if wanted.num_virtual_stages > 1 and sequences % (at_once * wanted.pp):
+        yield f"virtual stages need microbatches that pp {wanted.pp} divides, and there are {sequences / at_once:g} (num_virtual_stages 1)"
+
+
+def _broken_variants(question: Question, wanted: PlannedLayout) -> Iterator[str]:
+    """Of schedule, kind of cp, groups and offload. What the program does not offer may still be asked for."""
+    if wanted.num_virtual_stages > 1 and wanted.schedule is not Schedule.ONE_F_ONE_B:
+        yield f"virtual stages are 1f1b's: {wanted.schedule.value} has its own chunks"
+    if wanted.cp_kind is CpKind.ULYSSES and question.card.num_heads % (wanted.tp * wanted.cp):
+        yield f"Ulysses gives each of tp x cp = {wanted.tp * wanted.cp} ranks some heads, which do not divide {question.card.num_heads}"
+    if wanted.num_replica_groups > 1 and (wanted.zero_stage != 3 or (wanted.dp * wanted.cp) % wanted.num_replica_groups):
+        yield f"{wanted.num_replica_groups} groups (HSDP) need zero_stage 3 and must divide dp x cp = {wanted.dp * wanted.cp}"
+    if wanted.offload is not Offload.NONE and question.machine.node.host_bytes_per_s_per_chip is None:
+        yield f"offload needs the speed of the host link, which the catalog does not know of {question.machine.name}"
+
+
+def _too_large(question: Question, wanted: PlannedLayout, mine: Candidates) -> Iterator[str]:
+    """The parts that fill the chip, and the gentlest changes that would fit."""
+    need = mine.memory_bytes[0]
+    yield f"needs {format_size(need)} of a chip's {format_size(question.device.memory_bytes)}: {_largest_parts(mine)}"
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"remat": Remat.SELECTIVE}, "remat selective"),
+        ({"remat": Remat.FULL}, "remat full"),
+        ({"num_microbatch_sequences": 1, "remat": Remat.FULL}, "remat full and microbatches of 1"),
+        ({"zero_stage": 3, "remat": Remat.FULL}, "ZeRO 3 and remat full"),
+    ]
+    for change, words in changes:
+        other = wanted.model_copy(update=change)
+        if other != wanted and not list(broken_rules(question, other)):
+            tried = estimate(question, _cut_of(question, other))
+            if tried.fits[0]:
+                yield f"with {words} it fits, at {format_size(tried.memory_bytes[0])}"
+                return
+    yield "no remat, microbatch or ZeRO stage makes it fit: cut it over more of tp, pp or cp"
+
+
+def _largest_parts(candidates: Candidates) -> str:
+    parts = sorted(vars(candidates.at(0)[2]).items(), key=lambda item: -item[1])[:_FULLEST]
+    return ", ".join(f"{memory_name(name.removesuffix('_bytes'))} {format_size(num_bytes)}" for name, num_bytes in parts)
+
+
+def _near_divisors(number: int, wanted: int) -> list[int]:
+    """The largest divisor up to ``wanted`` and the smallest above it."""
+    below = next(size for size in range(min(number, wanted), 0, -1) if number % size == 0)
+    above = next((size for size in range(wanted + 1, number + 1) if number % size == 0), None)
+    return [below] if above is None else [below, above]
+
+
+def _near_multiple(number: int, of: int) -> int:
+    return max(1, round(number / of)) * of
+
+
+def _or(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers))
