@@ -14,6 +14,7 @@ from colossus.estimate.parameters import num_parameters
 from colossus.estimate.pipeline import place
 from colossus.estimate.shape import Cut
 from colossus.plan.search import REMATS, Candidates, Question, cuts, estimate, search
+from colossus.plan.variants import join, smaller, take
 from colossus.report.plan_page import PART_WORDS, answer_section
 from colossus.spec.answer import Answer, Choice, PlannedLayout
 from colossus.spec.layout import CpKind, Offload, Remat, Schedule
@@ -129,11 +130,27 @@ def explain(question: Question, wanted: PlannedLayout) -> str:
     mine = estimate(question, cut)
     room = question.device.memory_bytes
     if not mine.fits[0]:
-        return f"needs {_size(mine.memory_bytes[0])} of a chip's {_size(room)}: {_largest_parts(mine)}"
+        return f"needs {_size(mine.memory_bytes[0])} of a chip's {_size(room)}: {_largest_parts(mine)}{_would_fit(question, mine)}"
     best = search(question)
     order = best.order()
     first = choice_at(question, best, int(order[0]), 1.0)
     return f"fits; {why_slower(first, choice_at(question, mine, 0, 1.0))}, against {first.layout.describe()}"
+
+
+def _would_fit(question: Question, mine: Candidates) -> str:
+    """The fastest way to make a layout fit that changes nothing but what is kept, sharded or offloaded."""
+    remats = [replace(mine.cut, recompute=one, selective=other) for one, other in ((np.zeros(1), np.ones(1)), (np.ones(1), np.zeros(1)))]
+    kept = join([mine.cut, *remats])
+    scattered = replace(kept, gradients_sharded=np.ones(len(kept.tp)))
+    tries = join([kept, *([take(scattered, scattered.optimizer_sharded > 0)] if "zero 2" in question.can else []), smaller(kept, question.can)])
+    found = estimate(question, tries)
+    order = found.order()
+    if not len(order):
+        return "; nothing kept, sharded or offloaded otherwise would make it fit"
+    wanted = layout_of(found.at(int(order[0]))[0])
+    return f"; it would fit with ZeRO {wanted.zero_stage}, remat {wanted.remat.value}" + (
+        f", {wanted.offload.value} offloaded" if wanted.offload.value != "none" else ""
+    )
 
 
 def scaling(question: Question, total_tokens: float) -> list[Choice]:
