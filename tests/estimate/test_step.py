@@ -16,20 +16,13 @@ from colossus.estimate.device import profile_of
 from colossus.estimate.flop import train_flop
 from colossus.estimate.footprint import footprint
 from colossus.estimate.parameters import num_parameters
-from colossus.estimate.shape import Cut, Shape
+from colossus.estimate.shape import Shape
 from colossus.estimate.step import step_parts
+from tests.estimate.cutting import cut
 from tests.plan.asking import question
 
 ASKED = question()
 DEVICE, PROFILE = ASKED.device, ASKED.profile
-
-
-def cut(**changes) -> Cut:
-    sizes = {
-        "tp": 1, "cp": 1, "pp": 1, "ep": 1, "dp": 8, "virtual_stages": 1, "microbatch_sequences": 1, "num_microbatches": 8, "sequence_tokens": 4096,
-        "recompute": 0, "selective": 0, "weights_sharded": 0, "optimizer_sharded": 1, "is_low_precision": 0,
-    }  # fmt: skip
-    return Cut(**{name: np.array([float(value)]) for name, value in (sizes | changes).items()})
 
 
 def step_s(card="llama-3-8b", device=DEVICE, profile=PROFILE, **changes) -> float:
@@ -40,7 +33,8 @@ axes = st.fixed_dictionaries(
     {
         "tp": st.sampled_from([1, 2, 4, 8]), "cp": st.sampled_from([1, 2, 4]), "pp": st.sampled_from([1, 2, 4, 8]), "dp": st.sampled_from([1, 4, 64]),
         "microbatch_sequences": st.sampled_from([1, 2, 4]), "num_microbatches": st.sampled_from([1, 8, 32]), "recompute": st.booleans(),
-        "weights_sharded": st.booleans(), "is_low_precision": st.booleans(),
+        "weights_sharded": st.booleans(), "is_low_precision": st.booleans(), "cp_kind": st.sampled_from([0, 1, 2]), "schedule": st.integers(0, 7),
+        "optimizer_offload": st.booleans(), "activation_offload": st.booleans(), "gradients_sharded": st.booleans(),
     }
 )  # fmt: skip
 models = st.sampled_from(["llama-3-8b", "gpt-3-175b", "mixtral-8x7b", "deepseek-v3", "gpt-oss-120b"])

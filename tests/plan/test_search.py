@@ -10,13 +10,16 @@ import pytest
 
 import colossus
 from colossus.catalog.machines import load_machine
+from colossus.estimate.pipeline import place
 from colossus.plan.answer import answer, choice_at, layout_of
 from colossus.plan.explain import broken_rules, explain
 from colossus.plan.front import scaling
 from colossus.plan.search import cuts, estimate, search
+from colossus.plan.variants import join, take
 from colossus.plan.whatif import FIGURES, Change, best_step_s, changed, parse_change, tornado
 from colossus.spec.answer import Answer, PlannedLayout
 from colossus.spec.errors import ColossusError, InfeasibleError, SpecError
+from colossus.spec.layout import CpKind, Offload, Schedule
 from colossus.spec.plan import Infeasible
 from tests.plan.asking import question
 
@@ -43,6 +46,55 @@ def test_every_cut_is_tried(model, sequences):
     tried = {tuple(map(int, row)) for row in zip(cut.tp, cut.pp, cut.cp, cut.dp, cut.microbatch_sequences, strict=True)}
     assert tried == brute_force(asked)
     assert np.all(cut.tp * cut.pp * cut.cp * cut.dp == 16) and np.all(cut.tokens_per_step == sequences * 2048)
+
+
+def everything(asked):
+    """The plain cuts with every schedule, kind of cp, ZeRO stage, group and offload there is, whether sensible or not."""
+    plain = cuts(replace(asked, program=replace(asked.program, can=())))
+    pieces = [take(plain, plain.virtual_stages == stages) for stages in range(1, 17)]
+    for schedule, kind, gradients, optimizer, activations in product(range(len(Schedule)), range(len(CpKind)), (0, 1), (0, 1), (0, 1)):
+        flags = {"schedule": schedule, "cp_kind": kind, "gradients_sharded": gradients, "optimizer_offload": optimizer, "activation_offload": activations}
+        some = take(plain, (plain.virtual_stages == 1) & (plain.pp > 1) if schedule else np.ones(len(plain.tp), bool))
+        some = take(some, some.optimizer_sharded > 0) if gradients else some
+        some = take(some, (some.cp > 1) & ((kind < 2) | (asked.card.num_heads % (some.tp * some.cp) == 0))) if kind else some
+        enough = (some.num_microbatches >= 2 * some.pp) & ((asked.card.num_layers % (2 * some.pp) == 0) | ((asked.card.num_layers + 2) % (2 * some.pp) == 0))
+        some = take(some, enough) if schedule >= place(Schedule.ZB_V) else some
+        pieces.append(replace(some, **{name: np.full_like(some.tp, value) for name, value in flags.items()}))
+    return join(pieces)
+
+
+ALL = ("all-gather", "ulysses", "zb-h1", "zb-h2", "zb-v", "v-half", "v-min", "dualpipe", "zero 2", "hsdp", "optimizer offload", "activation offload")
+
+
+@pytest.mark.parametrize(
+    ("model", "machine", "chips", "sequences"),
+    [("llama-3-8b", "h100-sxm*16", 16, 64), ("llama-3-8b", "dgx-h100", 2, 8), ("llama-3-70b", "h100-sxm*16", 16, 32)],
+)
+def test_what_is_not_tried_is_never_the_best(model, machine, chips, sequences):
+    """Brute force over all variants finds nothing faster than the pruned search, on many chips and where only offload fits."""
+    asked = question(model, machine, sequences=sequences, sequence_tokens=2048, chips=chips)
+    asked = replace(asked, program=replace(asked.program, can=ALL))
+    brute, found = estimate(asked, everything(asked)), search(asked)
+    assert found.fits.any() == brute.fits.any()
+    if found.fits.any():
+        assert found.step_s[found.fits].min() <= brute.step_s[brute.fits].min() * (1 + 1e-9)
+
+
+def test_only_what_a_program_offers_is_tried():
+    plain = question("llama-3-8b", "h100-sxm*16", sequences=64, program="megatron-plain")
+    more = replace(plain, program=replace(plain.program, can=ALL))
+    shown = lambda asked: {layout_of(search(asked).at(int(index))[0]).describe() for index in range(0, len(search(asked)), 97)}
+    assert not any(word in text for text in shown(plain) for word in ("zb-", "HSDP", "host's memory", "ulysses", "ZeRO 2"))
+    cut = cuts(more)
+    assert {int(place_) for place_ in cut.schedule} == set(range(len(Schedule))) - {place(Schedule.GPIPE)}
+    assert set(cut.cp_kind) == {0, 1, 2} and cut.optimizer_offload.any() and (cut.replica_groups > 1).any() and cut.gradients_sharded.any()
+    assert np.all((cut.dp * cut.cp) % cut.replica_groups == 0) and np.all(cut.virtual_stages[cut.schedule > 0] == 1)
+
+
+def test_a_model_too_large_for_its_chips_is_offloaded_and_says_so():
+    found = colossus.plan("llama-3-8b", "dgx-h100", sequences=8, chips=1, tokens=1e9)
+    assert found.best.layout.offload is Offload.OPTIMIZER and "optimizer in the host's memory" in found.best.layout.describe()
+    assert found.best.parts_s["offload"] > 0
 
 
 def test_the_first_is_the_fastest_that_fits_and_the_order_is_fixed():
@@ -110,6 +162,11 @@ def test_any_layout_is_explained():
     assert "leaves the scale-up domain" in explain(asked, PlannedLayout(tp=16, dp=4))
     assert "of a chip's" in explain(asked, PlannedLayout(dp=64))
     assert "fits" in explain(asked, PlannedLayout(tp=8, pp=4, dp=2, num_virtual_stages=5, num_microbatch_sequences=1))
+    assert "fits" in explain(asked, PlannedLayout(tp=8, pp=4, dp=2, schedule=Schedule.ZB_V, num_microbatch_sequences=1))
+    assert "own chunks" in explain(asked, PlannedLayout(tp=8, pp=4, dp=2, schedule=Schedule.ZB_V, num_virtual_stages=2))
+    assert "do not divide 32" in explain(question("llama-3-8b", "h100-sxm*64"), PlannedLayout(tp=8, cp=8, cp_kind=CpKind.ULYSSES))
+    assert "need zero_stage 3" in explain(asked, PlannedLayout(dp=64, num_replica_groups=8))
+    assert "it fits, at" in explain(asked, PlannedLayout(tp=8, dp=8, num_microbatch_sequences=1))
 
 
 @pytest.mark.parametrize(

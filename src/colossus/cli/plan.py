@@ -22,12 +22,14 @@ from colossus.cli.program import program_options
 )
 @click.option("--deadline", metavar="TIME", help="Be done within, e.g. 30d or 12h; with --objective cost the cheapest that is.")
 @click.option("--precision", help="bfloat16, float8, mxfp8, nvfp4; default bfloat16.")
-@click.option("--program", help="Whose efficiency: a training program that runs were published of (megatron-bridge-26.05, torchtitan, maxtext, ...).")
+@click.option("--program", help="Whose efficiency: a training program that runs were published of (megatron-bridge-26.06, torchtitan, maxtext, ...).")
 @click.option("--sequences", type=click.IntRange(min=1), help="Sequences of a step, where JOB is a model; default about 4 M tokens.")
 @click.option("--sequence-tokens", type=click.IntRange(min=2), help="Tokens of a sequence, where JOB is a model; default 8192 or the model's most.")
 @click.option("--tokens", type=float, help="Tokens to train on; default the job's steps, or 20 for each parameter.")
 @click.option("--top", type=click.IntRange(min=1, max=100), default=3, show_default=True, help="How many layouts to show.")
-@click.option("--why", metavar="AXES", help="What stands against a layout, e.g. tp=8,pp=4,dp=16,zero_stage=1.")
+@click.option(
+    "--why", metavar="AXES", help="What stands against a layout, e.g. tp=8,pp=4,dp=16,zero_stage=2 or schedule=zb-v, cp_kind=ulysses, offload=optimizer."
+)
 @click.option("--what-if", "what_if", multiple=True, metavar="FIGURE*FACTOR", help="Plan on a machine with one figure changed, e.g. chip.peak*1.2.")
 @click.option("--tornado", is_flag=True, help="Which hardware figure matters most: each 20 % down and up.")
 @click.option("--scaling", is_flag=True, help="The best layout on halves of the machine too: time, chips and money.")

@@ -40,6 +40,12 @@ def key_value_width(shape: Shape, cut: Cut) -> Numbers:
     return np.where(shape.is_latent, shape.num_heads * (shape.query_dim + shape.value_dim), 2 * np.maximum(shape.num_kv_heads, cut.tp) * shape.head_dim)
 
 
+def gathered_bytes(shape: Shape, cut: Cut) -> Numbers:
+    """What the all-gather kind holds while a layer runs: keys, values and their gradients of the whole sequence."""
+    whole = 2 * cut.tokens * cut.cp * key_value_width(shape, cut) / cut.tp * _BYTES
+    return np.where((cut.cp > 1) & (cut.cp_kind == _ALL_GATHER), whole, 0.0)
+
+
 def _ring(shape: Shape, cut: Cut, device: Device, profile: Profile, core: Pass) -> Pass:
     """``cp`` steps: what attention does not cover of the messages, the launches of each step's kernels, and merging its output."""
     num_bytes = cut.tokens * cut.cp * key_value_width(shape, cut) / cut.tp * _BYTES

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from colossus.estimate.context import gathered_bytes
 from colossus.estimate.pipeline import in_flight, is_dualpipe, is_folded
 from colossus.estimate.shape import Cut, Numbers, Shape, Table, outer_stage_layers, stage_layers
 from colossus.estimate.sharding import shards, updated
@@ -81,14 +82,15 @@ def _stage(shape: Shape, cut: Cut, holding: Holding, layers: Numbers, num_held: 
     whole3 = cut.weights_sharded > 0
     state = np.where(cut.optimizer_sharded > 0, shard, kept) * (1 - cut.optimizer_offload)
     layer = shape.dense_params / shape.num_layers / cut.tp + shape.expert_params / np.maximum(shape.num_moe_layers, 1.0) / cut.ep
-    scattered = np.where(cut.gradients_sharded > 0, shard + _unscattered(cut, kept, layer), copies * kept)
+    scattered = np.where(cut.gradients_sharded > 0, np.minimum(shard + _unscattered(cut, kept, layer), copies * kept), copies * kept)
     parts = {
         "weights_bytes": np.where(whole3, _WHOLE_BYTES * shard * (1 - cut.optimizer_offload / 2), _BYTES * copies * kept),
         "gradients_bytes": _WHOLE_BYTES * np.where(whole3, shard, scattered),
         "optimizer_bytes": np.where(whole3, 2 * _WHOLE_BYTES * shard * (1 - cut.optimizer_offload), _STATE_BYTES * state),
         "activations_bytes": holding.activation_factor * _activations_bytes(shape, cut, holding, num_held * num_dense, num_held * num_moe),
         "logits_bytes": logits_bytes * cut.tokens * shape.vocab_size / cut.tp,
-        "buffers_bytes": np.where(whole3, 2 * _BYTES * layer + (_BYTES + _WHOLE_BYTES) * shape.vocab_size * shape.model_dim / cut.tp, 0.0),
+        "buffers_bytes": gathered_bytes(shape, cut)
+        + np.where(whole3, 2 * _BYTES * layer + (_BYTES + _WHOLE_BYTES) * shape.vocab_size * shape.model_dim / cut.tp, 0.0),
     }
     lost = holding.fragment_fraction * sum(parts.values())
     return Footprint(**parts, runtime_bytes=holding.runtime_bytes + lost)
@@ -96,7 +98,7 @@ def _stage(shape: Shape, cut: Cut, holding: Holding, layers: Numbers, num_held: 
 
 def _unscattered(cut: Cut, kept: Numbers, layer: Numbers) -> Numbers:
     """Gradients that wait to be scattered under ZeRO 2: of a virtual stage, whose pp microbatches come in a row, or of two layers."""
-    return np.minimum(kept, np.where(cut.virtual_stages > 1, kept / cut.virtual_stages, 2 * layer))
+    return np.where(cut.virtual_stages > 1, kept / cut.virtual_stages, 2 * layer)
 
 
 def host_bytes(shape: Shape, cut: Cut) -> Numbers:

@@ -17,6 +17,8 @@ import numpy as np
 
 from colossus.estimate.shape import Device, Numbers
 
+_WHOLE = 0.999  # dims may be roots
+
 
 def runs(device: Device, size: Numbers, inner: Numbers) -> Iterator[tuple[Numbers, Numbers, Numbers]]:
     """Of each dim: the members of one group along it, the chips between two of them, and the links that one member has there."""
@@ -25,7 +27,7 @@ def runs(device: Device, size: Numbers, inner: Numbers) -> Iterator[tuple[Number
         low, high = np.maximum(inner, before), np.minimum(inner * size, before * length)
         members = np.maximum(high / low, 1.0)
         stride = np.maximum(low / before, 1.0)
-        around = (members * stride >= length) & (length >= device.num_wraparound_chips)
+        around = (members * stride >= _WHOLE * length) & (length >= device.num_wraparound_chips)
         yield members, stride, np.where(members > 1, np.where(around, 2.0, 1.0) / stride, 0.0)
         before = before * length
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
-from colossus.plan.answer import _cut_of, choice_at, format_size, why_slower
+import numpy as np
+
+from colossus.plan.answer import _cut_of, choice_at, format_size, layout_of, why_slower
 from colossus.plan.search import Candidates, Question, estimate, search
+from colossus.plan.variants import join, smaller, take
 from colossus.report.plan_words import memory_name
 from colossus.spec.answer import PlannedLayout
-from colossus.spec.layout import CpKind, Offload, Remat, Schedule
+from colossus.spec.layout import CpKind, Offload, Schedule
 
 _FULLEST = 3
 
@@ -92,23 +95,20 @@ def _broken_variants(question: Question, wanted: PlannedLayout) -> Iterator[str]
 
 
 def _too_large(question: Question, wanted: PlannedLayout, mine: Candidates) -> Iterator[str]:
-    """The parts that fill the chip, and the gentlest changes that would fit."""
-    need = mine.memory_bytes[0]
-    yield f"needs {format_size(need)} of a chip's {format_size(question.device.memory_bytes)}: {_largest_parts(mine)}"
-    changes: list[tuple[dict[str, Any], str]] = [
-        ({"remat": Remat.SELECTIVE}, "remat selective"),
-        ({"remat": Remat.FULL}, "remat full"),
-        ({"num_microbatch_sequences": 1, "remat": Remat.FULL}, "remat full and microbatches of 1"),
-        ({"zero_stage": 3, "remat": Remat.FULL}, "ZeRO 3 and remat full"),
-    ]
-    for change, words in changes:
-        other = wanted.model_copy(update=change)
-        if other != wanted and not list(broken_rules(question, other)):
-            tried = estimate(question, _cut_of(question, other))
-            if tried.fits[0]:
-                yield f"with {words} it fits, at {format_size(tried.memory_bytes[0])}"
-                return
-    yield "no remat, microbatch or ZeRO stage makes it fit: cut it over more of tp, pp or cp"
+    """The parts that fill the chip, and the fastest way to fit that changes nothing but what is kept, sharded or offloaded."""
+    yield f"needs {format_size(mine.memory_bytes[0])} of a chip's {format_size(question.device.memory_bytes)}: {_largest_parts(mine)}"
+    remats = [replace(mine.cut, recompute=one, selective=other) for one, other in ((np.zeros(1), np.ones(1)), (np.ones(1), np.zeros(1)))]
+    kept = join([mine.cut, *remats])
+    scattered = replace(kept, gradients_sharded=np.ones(len(kept.tp)))
+    tries = join([kept, *([take(scattered, scattered.optimizer_sharded > 0)] if "zero 2" in question.can else []), smaller(kept, question.can)])
+    found = estimate(question, tries)
+    order = found.order()
+    if not len(order):
+        yield "no remat, sharding or offload makes it fit: smaller microbatches, or cut it over more of tp, pp or cp"
+        return
+    other = layout_of(found.at(int(order[0]))[0])
+    offloaded = "" if other.offload is Offload.NONE else f", {other.offload.value} offloaded"
+    yield f"with remat {other.remat.value}, ZeRO {other.zero_stage}{offloaded} it fits, at {format_size(found.memory_bytes[order[0]])}"
 
 
 def _largest_parts(candidates: Candidates) -> str:

@@ -30,7 +30,7 @@ _PEAKS = {"mxfp8": "float8", "nvfp4": "float4"}
 # Formats with a scale for each block of values came with the chips that multiply 4-bit ones.
 _BLOCK_SCALED, _BLOCK_SCALING_PEAK = ("mxfp8", "nvfp4"), "float4"
 # Which program is meant where none is named, by kind of chip: the one with most published runs on it.
-_USUAL = {"gpu": "megatron-bridge-26.05", "tpu": "maxtext", "cpu": "colossus"}
+_USUAL = {"gpu": "megatron-bridge-26.06", "tpu": "maxtext", "cpu": "colossus"}
 
 
 @dataclass(frozen=True, kw_only=True)
