@@ -26,7 +26,7 @@ def model_of(case: Case) -> str:
 
 def main() -> None:
     cases = [case_of(run) for run in read_published() if run.text("tier") == "A"]
-    nothing = replace(load_coefficients(), values={}, spread={})
+    nothing = replace(load_coefficients(), factors={}, spread={})
     names = sorted({model_of(case) for case in cases})
     np.random.default_rng(0).shuffle(names)
     errors: list[float] = []

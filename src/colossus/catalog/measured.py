@@ -20,30 +20,32 @@ from colossus.spec.errors import DataError, Problem, SpecError, nearest
 from colossus.spec.machine import How
 
 FOLDER = "measured"
-# From the widest to the narrowest; the narrowest that has a value wins.
-SCOPES = ("all", "precision", "chip", "program", "chip_precision")
+SCHEMA = 2  # of files of coefficients
+# What a coefficient may differ by; a family is of programs.
+SCOPES = ("all", "precision", "chip", "chip_precision", "family", "program")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """What a coefficient is before any measurement: a value, the factor it may plausibly be off by, and which scope it belongs to.
-
-    ``most``: what it cannot exceed.
-    """
+    """What a coefficient is before any measurement, and by which factor it may plausibly differ, by scope; ``least`` and ``most`` bound it."""
 
     value: float
-    factor: float
-    scope: str
+    vary: Mapping[str, float]
     meaning: str
-    most: float = 1e30
+    least: float = 0.0
+    most: float = math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A training program as tables name it, in a period. ``chunk_layers``: layers of a pipeline chunk where a table does not say."""
+    """A training program as tables name it, in a period, and its code base.
+
+    ``chunk_layers``: layers of a pipeline chunk where a table does not say; ``can``: what it offers beyond the usual (plan/variants.py).
+    """
 
     name: str
     pattern: str
+    family: str | None = None
     until: str | None = None
     flash_attention: bool = True
     chunk_layers: int | None = None
@@ -55,22 +57,21 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Coefficients:
-    """Fitted values by scope and key, over priors."""
+    """A coefficient is its prior's value times a fitted factor for each scope it varies by; a factor not fitted is 1."""
 
     priors: Mapping[str, Prior]
-    values: Mapping[str, Mapping[str, Mapping[str, float]]]  # scope -> key -> coefficient -> value
+    factors: Mapping[str, Mapping[str, Mapping[str, float]]]  # scope -> key -> coefficient -> factor
     spread: Mapping[str, tuple[float, float]]  # program -> measured over estimated, 5th and 95th percentile
 
     def get(self, name: str, *, chip: str, precision: str, program: str) -> float:
-        keys = {"all": "all", "precision": precision, "chip": chip, "program": program, "chip_precision": f"{chip} {precision}"}
-        found = self.priors[name].value
-        for scope in SCOPES:
-            found = self.values.get(scope, {}).get(keys[scope], {}).get(name, found)
-        return found
+        prior = self.priors[name]
+        keys = keys_of(chip=chip, precision=precision, program=program)
+        found = prior.value * math.prod(self.factors.get(scope, {}).get(keys[scope], {}).get(name, 1.0) for scope in prior.vary)
+        return min(max(found, prior.least), prior.most)
 
     def knows(self, chip: str, precision: str) -> bool:
         """Whether runs on this chip in this precision were among those fitted on."""
-        return bool(self.values.get("chip_precision", {}).get(f"{chip} {precision}"))
+        return bool(self.factors.get("chip_precision", {}).get(f"{chip} {precision}"))
 
     def interval(self, program: str, *, chip: str, precision: str) -> tuple[float, float]:
         """Of measured over estimated time, 5th and 95th percentile; as far as on models not seen where the chip was not (benchmarks/holdout.py)."""
@@ -78,6 +79,23 @@ class Coefficients:
             return tuple(_read("unseen.toml")["measured_over_estimated"])
         ends = list(self.spread.values()) or [(1.0, 1.0)]
         return self.spread.get(program, (min(low for low, _ in ends), max(high for _, high in ends)))
+
+
+def keys_of(*, chip: str, precision: str, program: str) -> dict[str, str]:
+    """Scope -> the key under which its factors stand."""
+    return {
+        "all": "all",
+        "precision": precision,
+        "chip": chip,
+        "chip_precision": f"{chip} {precision}",
+        "family": _families().get(program, program),
+        "program": program,
+    }
+
+
+@cache
+def _families() -> dict[str, str]:
+    return {program.name: program.family or program.name for program in programs()}
 
 
 @cache
@@ -122,15 +140,15 @@ def _committed() -> Coefficients:
 def _laid_over(path: Path, _mtime_ns: int, _num_bytes: int) -> Coefficients:
     data = copy.deepcopy(_read("coefficients.toml"))
     own = _own(path)
-    for scope, entries in own.get("values", {}).items():
+    for scope, entries in own.get("factors", {}).items():
         for key, named in entries.items():
-            data["values"].setdefault(scope, {}).setdefault(key, {}).update(named)
+            data["factors"].setdefault(scope, {}).setdefault(key, {}).update(named)
     data["spread"].update(own.get("spread", {}))
     return _coefficients(data)
 
 
 def _coefficients(data: Mapping[str, Any]) -> Coefficients:
-    return Coefficients(priors=priors(), values=data.get("values", {}), spread={name: (low, high) for name, (low, high) in data["spread"].items()})
+    return Coefficients(priors=priors(), factors=data.get("factors", {}), spread={name: (low, high) for name, (low, high) in data["spread"].items()})
 
 
 def _own(path: Path) -> dict[str, Any]:
@@ -147,19 +165,19 @@ def _own(path: Path) -> dict[str, Any]:
 
 
 def _problems(data: Mapping[str, Any]) -> Iterator[Problem]:
-    if data.get("schema", 1) != 1:
-        yield Problem(path="schema", value=repr(data["schema"]), rule="must be 1: another version of Colossus wrote this")
-    values, spread = data.get("values", {}), data.get("spread", {})
-    for name, table in (("values", values), ("spread", spread)):
+    if data.get("schema") != SCHEMA:
+        yield Problem(path="schema", value=repr(data.get("schema")), rule=f"must be {SCHEMA}: another version of Colossus wrote this")
+    factors, spread = data.get("factors", {}), data.get("spread", {})
+    for name, table in (("factors", factors), ("spread", spread)):
         if not isinstance(table, dict):
             yield Problem(path=name, value=repr(table), rule="must be a table")
             return
-    for scope, entries in values.items():
+    for scope, entries in factors.items():
         if scope not in SCOPES or not isinstance(entries, dict):
-            yield Problem(path=f"values.{scope}", value="a scope", rule="is none", hint=nearest(scope, SCOPES))
+            yield Problem(path=f"factors.{scope}", value="a scope", rule="is none", hint=nearest(scope, SCOPES))
             continue
         for key, named in entries.items():
-            yield from _wrong_values(f"values.{scope}.{key}", named)
+            yield from _wrong_values(f"factors.{scope}.{key}", named)
     for name, ends in spread.items():
         if not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_positive, ends)) and ends[0] <= ends[1]):
             yield Problem(path=f"spread.{name}", value=repr(ends), rule="must be two numbers above zero, the lower first")
@@ -188,6 +206,11 @@ def priors() -> dict[str, Prior]:
 def usual_rates() -> dict[str, Any]:
     """Fractions of datasheet rates that are reached where nothing was measured on the very chip or fabric."""
     return _read("rates.toml")
+
+
+def usable_memory_fraction() -> float:
+    """Of a chip's memory that a program may fill."""
+    return _read("rates.toml")["usable_memory_fraction"]
 
 
 def training_power_fraction(how: How) -> float:

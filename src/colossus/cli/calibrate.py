@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ _RUNS_PER_COEFFICIENT = 2
 
 @click.command("calibrate")
 @click.option("--rows", "files", type=click.Path(path_type=Path), multiple=True, help="Measured runs, a CSV file with the catalog's columns; may be repeated.")
-@click.option("--catalog", is_flag=True, help="For maintainers: fit to the catalog's tier A, and write the catalog's own coefficients.")
+@click.option("--catalog", is_flag=True, help="For maintainers: fit to the catalog's tiers A and B, and write the catalog's own coefficients.")
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Where to write; default .cache/coefficients.toml under the runs folder.")
 @runs_option
 @json_option
@@ -43,31 +44,30 @@ def command(files: tuple[Path, ...], catalog: bool, out: Path | None, runs: Path
     known = load_coefficients()
     talk().print(f"fitting to {len(cases)} runs ({len(left_out)} left out), {_wait_words(len(cases))} ...")
     found = _fit(cases, _without_values(known) if catalog else known)
-    about = [*(["published/training.csv, tier A"] if catalog else []), *map(str, files)]
+    about = [*(["published/training.csv, tiers A and B"] if catalog else []), *map(str, files)]
     data = coefficients_data(found, cases, about, kept=None if catalog else known)
     path = out or (_catalog_file() if catalog else runs / OWN_FILE)
     import tomli_w
 
     write_file(path, _HEADER + tomli_w.dumps(data), what="coefficients")
     _show(path, data, _errors_before(cases, known), left_out, as_json=as_json)
-    _warn_of_few(data, len(cases))
+    _warn_of_few(found.num_effective, len(cases))
 
 
-def _warn_of_few(data: Mapping[str, Any], num_runs: int) -> None:
-    """Runs that are fewer than the coefficients they moved are matched, not learned from."""
-    num_moved = sum(len(named) for entries in data["values"].values() for named in entries.values())
-    if num_runs < _RUNS_PER_COEFFICIENT * num_moved:
+def _warn_of_few(num_decided: float, num_runs: int) -> None:
+    """Runs that decide nearly as many coefficients as there are runs are matched, not learned from."""
+    if num_runs < _RUNS_PER_COEFFICIENT * num_decided:
         talk().print(
-            f"warning: {num_moved} coefficients were fitted to {num_runs} {'run' if num_runs == 1 else 'runs'}: the errors above flatter them, other layouts may be "
-            f"further off than before; give {_RUNS_PER_COEFFICIENT * num_moved} runs or more, of several layouts and sizes"
+            f"warning: {num_runs} {'run' if num_runs == 1 else 'runs'} decided {num_decided:.1f} coefficients' worth: the errors above flatter them, other layouts "
+            f"may be further off than before; give {math.ceil(_RUNS_PER_COEFFICIENT * num_decided)} runs or more, of several layouts and sizes"
         )
 
 
 def _runs(files: Sequence[Path], *, catalog: bool) -> list[PublishedRun]:
-    """The runs of all files, and of the catalog's tier A where it is fitted; a file with cells that are no numbers is refused."""
+    """The runs of all files, and of the catalog's tiers A and B where it is fitted; a file with cells that are no numbers is refused."""
     from colossus.cli.rows import chosen_runs, refuse, unreadable
 
-    runs = chosen_runs(None, "A") if catalog else []
+    runs = [*chosen_runs(None, "A"), *chosen_runs(None, "B")] if catalog else []
     for file in files:
         own = chosen_runs(file, "all")
         refuse(unreadable(own), origin=str(file))
@@ -100,7 +100,7 @@ def _without_values(known: Coefficients) -> Coefficients:
     """Priors alone, so that nothing outlives the runs it was fitted to."""
     from dataclasses import replace
 
-    return replace(known, values={}, spread={})
+    return replace(known, factors={}, spread={})
 
 
 def _fit(cases: Sequence[Case], start: Coefficients) -> Fit:
@@ -110,30 +110,33 @@ def _fit(cases: Sequence[Case], start: Coefficients) -> Fit:
 
 
 def coefficients_data(found: Fit, cases: Sequence[Case], about: Sequence[str], *, kept: Coefficients | None) -> dict[str, Any]:
-    """The file's content. ``kept``: coefficients whose values need not be said again."""
+    """The file's content. ``kept``: coefficients whose factors need not be said again."""
     import numpy as np
 
-    values, spread = found.coefficients.values, found.coefficients.spread
+    from colossus.catalog.measured import SCHEMA
+
+    factors, spread = found.coefficients.factors, found.coefficients.spread
     residual = np.abs(found.error_fraction)
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "source": f"colossus calibrate on {len(cases)} runs of {', '.join(about)}",
         "date": _today(),
         "num_runs": len(cases),
+        "num_decided": round(found.num_effective, 1),
         "median_error_fraction": round(float(np.median(residual)), 4),
         "p90_error_fraction": round(float(np.percentile(residual, 90)), 4),
-        "values": _news(values, kept.values if kept else {}),
+        "factors": _news(factors, kept.factors if kept else {}),
         "spread": {name: list(ends) for name, ends in sorted(spread.items()) if kept is None or kept.spread.get(name) != ends},
     }
 
 
-Values = Mapping[str, Mapping[str, Mapping[str, float]]]
+Factors = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def _news(values: Values, known: Values) -> dict[str, dict[str, dict[str, float]]]:
-    """Values that differ from the known ones, sorted by scope, key and name."""
+def _news(factors: Factors, known: Factors) -> dict[str, dict[str, dict[str, float]]]:
+    """Factors that differ from the known ones, sorted by scope, key and name."""
     news: dict[str, dict[str, dict[str, float]]] = {}
-    for scope, entries in sorted(values.items()):
+    for scope, entries in sorted(factors.items()):
         for key, named in sorted(entries.items()):
             before = known.get(scope, {}).get(key, {})
             changed = {name: value for name, value in sorted(named.items()) if before.get(name) != value}

@@ -21,6 +21,8 @@ _BYTES = 2
 # AdamW with 32-bit master weight and two moments; with ZeRO 3 the 32-bit shard is the weight itself.
 _STATE_BYTES = 12
 _WHOLE_BYTES = 4
+# Of a layer under tp, the values of a token that are whole on a rank at once: its gathered input, an output and a gradient before they are scattered.
+_WHOLE_AT_ONCE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Holding(Table):
     activation_factor: Numbers  # values kept for the backward pass over the formula's
     selective_kept: Numbers  # of a layer's values that selective recompute keeps
     logits_bytes: Numbers  # a logit's bytes at the peak
+    held_gradient_bytes: Numbers  # a gradient's bytes in memory
     fragment_fraction: Numbers  # lost between allocations
     runtime_bytes: Numbers  # context, libraries, communication buffers
 
@@ -85,7 +88,7 @@ def _stage(shape: Shape, cut: Cut, holding: Holding, layers: Numbers, num_held: 
     scattered = np.where(cut.gradients_sharded > 0, np.minimum(shard + _unscattered(cut, kept, layer), copies * kept), copies * kept)
     parts = {
         "weights_bytes": np.where(whole3, _WHOLE_BYTES * shard * (1 - cut.optimizer_offload / 2), _BYTES * copies * kept),
-        "gradients_bytes": _WHOLE_BYTES * np.where(whole3, shard, scattered),
+        "gradients_bytes": np.where(whole3, _WHOLE_BYTES * shard, holding.held_gradient_bytes * scattered),
         "optimizer_bytes": np.where(whole3, 2 * _WHOLE_BYTES * shard * (1 - cut.optimizer_offload), _STATE_BYTES * state),
         "activations_bytes": holding.activation_factor * _activations_bytes(shape, cut, holding, num_held * num_dense, num_held * num_moe),
         "logits_bytes": logits_bytes * cut.tokens * shape.vocab_size / cut.tp,
@@ -137,7 +140,7 @@ def _activations_bytes(shape: Shape, cut: Cut, holding: Holding, num_dense: Numb
     dense, mixture = values_per_token(shape, cut)
     kept_dense, kept_mixture = (_kept(shape, cut, width, holding) for width in (dense, mixture))
     one = np.maximum(dense, mixture * (shape.num_moe_layers > 0))
-    working = np.where(cut.recompute + cut.selective > 0, one, 0.0)
+    working = np.where(cut.recompute + cut.selective > 0, one, 0.0) + np.where(cut.tp > 1, _WHOLE_AT_ONCE * shape.model_dim, 0.0)
     return _BYTES * cut.tokens * np.where(cut.activation_offload > 0, 2 * one, num_dense * kept_dense + num_moe * kept_mixture + working)
 
 

@@ -9,14 +9,14 @@ from math import prod
 import numpy as np
 from pydantic import PrivateAttr
 
-from colossus.catalog.measured import training_power_fraction
+from colossus.catalog.measured import training_power_fraction, usable_memory_fraction
 from colossus.estimate.flop import train_flop
 from colossus.estimate.parameters import num_parameters
 from colossus.estimate.pipeline import place
 from colossus.estimate.shape import Cut
 from colossus.plan.counts import choose_chips
 from colossus.plan.notes import notes
-from colossus.plan.search import _USABLE, REMATS, Candidates, Question, cuts, search
+from colossus.plan.search import REMATS, Candidates, Question, cuts, search
 from colossus.report.picture import Picture
 from colossus.report.plan_page import answer_section
 from colossus.report.plan_plots import pictures
@@ -211,7 +211,7 @@ def _infeasible(question: Question, candidates: Candidates) -> Infeasible:
     reason = f"no layout fits {count(question.num_chips, 'chip')} of {format_size(room)}: the smallest need is {format_size(least)} a chip, as {described}"
     more = next((chips for chips in _doublings(question) if _fits(replace(question, num_chips=chips))), None)
     enough = "" if more is None else f"--chips {more}" if more <= question.machine.num_chips else f"{more} chips, e.g. --on {question.chip}*{more}"
-    ways = [enough, f"chips of {format_size(least / _USABLE)} or more", _shorter(question)]
+    ways = [enough, f"chips of {format_size(least / usable_memory_fraction())} or more", _shorter(question)]
     return Infeasible(reason=reason, fit="; or ".join(filter(None, ways)))
 
 

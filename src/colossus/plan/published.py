@@ -29,7 +29,7 @@ _SCHEDULES = (
     ("dualpipe", Schedule.DUALPIPE),
     ("gpipe", Schedule.GPIPE),
 )
-# Sequences of a microbatch where a table gives none.
+# Sequences of a microbatch where a table gives none and no pipeline asks for small ones.
 _USUAL_MICROBATCH = 4
 
 
@@ -47,6 +47,15 @@ class Case:
     program: Program
     step_s: float
     memory_bytes: float | None
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether its table leaves something out that was assumed here."""
+        return self.run.text("tier") == "B"
+
+    @property
+    def says_recompute(self) -> bool:
+        return self.run.text("recompute") != ""
 
     def profile(self, coefficients: Coefficients) -> Profile:
         return profile_of(coefficients, chip=self.chip, precision=self.precision, program=self.program.name, flash_attention=self.program.flash_attention)
@@ -147,12 +156,12 @@ def cut_of(run: PublishedRun, card: ModelCard, program: Program, precision: str)
     dp = chips / (axis["tp"] * axis["pp"] * axis["cp"])
     if dp < 1 or dp != int(dp):
         raise DataError(f"row {run.id}: tp, pp and cp do not multiply to {chips:.0f} chips")
-    micro = min(run.number("micro_batch", _USUAL_MICROBATCH), sequences / dp)
+    micro = min(run.number("micro_batch", 1.0 if axis["pp"] > 1 else _USUAL_MICROBATCH), sequences / dp)
     recompute, zero = run.text("recompute"), run.text("zero_stage")
     schedule = schedule_of(run.text("framework"))
     chunks = card.num_layers / axis["pp"] / program.chunk_layers if program.chunk_layers and axis["pp"] > 1 else 1.0
     gradients = re.match(r"2|.*zero2", zero) is not None
-    sharded = not gradients and ("fsdp" in zero.lower() or zero.startswith("3"))
+    sharded = not gradients and ("fsdp" in zero.lower() or zero.startswith("3") or (not zero and program.name == "maxtext"))
     return Cut(
         **axis,
         dp=dp,
@@ -161,7 +170,7 @@ def cut_of(run: PublishedRun, card: ModelCard, program: Program, precision: str)
         num_microbatches=sequences / dp / micro,
         sequence_tokens=run.number("seq_len"),
         recompute=float(recompute.startswith("full")),
-        selective=float(recompute.startswith("selective (")),
+        selective=float(recompute not in ("", "none") and not recompute.startswith("full")),
         weights_sharded=float(sharded),
         optimizer_sharded=float(gradients or (not sharded and _is_distributed(zero, program))),
         is_low_precision=float(is_low_precision(precision)),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from colossus.catalog.measured import Coefficients, Program
+from colossus.catalog.measured import Coefficients, Program, usable_memory_fraction
 from colossus.estimate.device import device_of, holding_of, is_low_precision, profile_of
 from colossus.estimate.footprint import Footprint, Holding, footprint, host_bytes
 from colossus.estimate.profile import Profile
@@ -24,8 +24,6 @@ from colossus.plan.variants import faster, join, smaller, take
 from colossus.spec.machine import Machine
 from colossus.spec.model import ModelCard
 
-# Of a chip's memory that a program may fill: the rest is the driver's and the system's.
-_USABLE = 0.97
 _MOST_TP, _MOST_CP, _MOST_MICROBATCH = 64, 64, 16
 REMATS = ("none", "selective", "full")
 SHARDINGS = ("zero 1", "zero 3")  # ZeRO 2 and groups: plan/variants.py
@@ -113,7 +111,7 @@ def estimate(question: Question, cut: Cut) -> Candidates:
         beside = np.broadcast_to(host_bytes(shape, cut), cut.tp.shape)
     step_s = np.broadcast_to(parts.step_s, cut.tp.shape)
     memory_bytes = np.broadcast_to(memory.total_bytes, cut.tp.shape)
-    fits = (memory_bytes <= _USABLE * device.memory_bytes) & (beside <= _USABLE * device.host_memory_bytes)
+    fits = (memory_bytes <= usable_memory_fraction() * device.memory_bytes) & (beside <= usable_memory_fraction() * device.host_memory_bytes)
     return Candidates(cut=cut, parts=parts, memory=memory, step_s=step_s, memory_bytes=memory_bytes, fits=fits)
 
 
@@ -149,7 +147,7 @@ def cuts(question: Question) -> Cut:
 def _fits(question: Question, cut: Cut) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         needed = footprint(Shape.of(question.card), cut, question.holding).total_bytes
-    return np.broadcast_to(needed, cut.tp.shape) <= _USABLE * question.device.memory_bytes
+    return np.broadcast_to(needed, cut.tp.shape) <= usable_memory_fraction() * question.device.memory_bytes
 
 
 def _axes(question: Question) -> Iterator[tuple[int, int, int, int, int, int]]:
