@@ -24,8 +24,20 @@ def test_the_thresholds_hold_on_every_published_run():
 
 def test_a_wrong_coefficient_is_found():
     good = load_coefficients()
-    wrong = replace(good, values={**good.values, "all": {"all": {**good.values["all"]["all"], "attention_backward": 5.0}}})
+    wrong = replace(good, factors={**good.factors, "all": {"all": {**good.factors["all"]["all"], "attention_backward": 5.0}}})
     assert any("median error" in problem for problem in validate(RUNS, wrong).problems())
+
+
+def test_layouts_that_ran_and_do_not_fit_are_counted():
+    good = load_coefficients()
+    hungry = replace(good, factors={**good.factors, "all": {"all": {**good.factors["all"]["all"], "activation_factor": 3.0}}})
+    assert any("called infeasible" in problem for problem in validate(RUNS, hungry).problems())
+
+
+def test_sweeps_say_how_good_the_choice_is():
+    found = validate(RUNS, load_coefficients())
+    sweep = next(sweep for sweep in found.sweeps if "gpt-39.1B" in sweep.name)
+    assert sweep.num_rows == 47 and sweep.rank_correlation > 0.8 and 0 <= sweep.chosen_over_best_fraction <= 0.05
 
 
 def test_rows_that_contradict_themselves_are_named_not_crashed_on():
@@ -46,4 +58,4 @@ def test_a_fit_moves_towards_its_runs_and_keeps_the_rest():
     before = load_coefficients()
     after = fit(slower, before)
     assert abs(after.error_fraction).mean() < 0.15
-    assert after.coefficients.values["chip"]["gb200"] == before.values["chip"]["gb200"]
+    assert after.coefficients.factors["chip"]["gb200"] == before.factors["chip"]["gb200"]

@@ -45,6 +45,9 @@ def errors(name: str, num_rows: int) -> ErrorsData:
     return {"name": name, "num_rows": num_rows, **shares}  # type: ignore[typeddict-item]
 
 
+SWEEP = {"name": "sc21: gpt-3.6B on 64 A100", "num_rows": 5, "rank_correlation": 0.97, "chosen_over_best_fraction": 0.02}
+
+
 def validation(*rows: RowData, problems: list[str] | None = None) -> ValidationData:
     known = [one for one in rows if one["error_fraction"] is not None]
     memory = [one for one in rows if one["memory_error_fraction"] is not None]
@@ -53,7 +56,7 @@ def validation(*rows: RowData, problems: list[str] | None = None) -> ValidationD
         "whole": errors("all", len(known)),
         "by_group": [errors("sc21", len(known))] if known else [],
         "by_accelerator": [errors("A100", len(known))] if known else [],
-        "sweeps": {"sc21: gpt-3.6B on 64 A100": 0.97} if known else {},
+        "sweeps": [SWEEP] if known else [],
         "memory": {"num_rows": len(memory), "median_error_fraction": 0.04 if memory else None, "worst_error_fraction": 0.1 if memory else None},
         "problems": problems or [],
         "rows": list(rows),

@@ -13,8 +13,8 @@ from colossus.cli.common import json_option, paper, print_json, talk
 
 if TYPE_CHECKING:
     from colossus.catalog.published import PublishedRun
-    from colossus.plan.validate import Row, Summary, Validation
-    from colossus.report.validation import ErrorsData, RowData, ValidationData
+    from colossus.plan.validate import Row, Summary, Sweep, Validation
+    from colossus.report.validation import ErrorsData, RowData, SweepData, ValidationData
 
 
 @click.command("validate")
@@ -78,7 +78,7 @@ def data_of(found: Validation, *, about: str, problems: list[str]) -> Validation
         "whole": _errors(found.whole),
         "by_group": [_errors(summary) for summary in found.by_group],
         "by_accelerator": [_errors(summary) for summary in found.by_accelerator],
-        "sweeps": found.sweeps,
+        "sweeps": [_sweep(sweep) for sweep in found.sweeps],
         "memory": {
             "num_rows": len(known),
             "median_error_fraction": found.memory_median_error_fraction,
@@ -100,6 +100,15 @@ def _errors(summary: Summary) -> ErrorsData:
     }
 
 
+def _sweep(sweep: Sweep) -> SweepData:
+    return {
+        "name": sweep.name,
+        "num_rows": sweep.num_rows,
+        "rank_correlation": sweep.rank_correlation,
+        "chosen_over_best_fraction": sweep.chosen_over_best_fraction,
+    }
+
+
 def _row(row: Row) -> RowData:
     return {
         "id": row.id,
@@ -117,6 +126,7 @@ def _row(row: Row) -> RowData:
         "measured_memory_bytes": row.measured_memory_bytes,
         "estimated_memory_bytes": _finite(row.memory_bytes),
         "memory_error_fraction": _finite(row.memory_error_fraction),
+        "is_called_infeasible": row.is_called_infeasible,
         "reason": row.reason,
     }
 

@@ -90,7 +90,7 @@ def _fit_memory(cases: Sequence[Case], start: Coefficients) -> Factors:
         return {}
     tables = Tables.of(told)
     peak = np.array([np.nan if case.memory_bytes is None else case.memory_bytes for case in told], float)
-    room = np.array([usable_memory_fraction() * case.device.memory_bytes for case in told])
+    room = np.array([(usable_memory_fraction() - _MEMORY_RESIDUAL) * case.device.memory_bytes for case in told])
     total = lambda values: footprint(tables.shape, tables.cut, Holding(**values)).total_bytes
     measured, at_most = np.where(np.isnan(peak), room, peak), np.isnan(peak)
     problem = _Problem(cases=told, start=start, names=_names(Holding), estimate=total, measured=measured, residual=_MEMORY_RESIDUAL, at_most=at_most)

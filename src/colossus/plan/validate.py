@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from colossus.catalog.measured import Coefficients
+from colossus.catalog.measured import Coefficients, usable_memory_fraction
 from colossus.catalog.published import PublishedRun
 from colossus.estimate.footprint import Holding, footprint
 from colossus.plan.calibrate import Tables, estimate_cases
@@ -18,7 +18,10 @@ from colossus.spec.errors import ColossusError
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run: measured and estimated, or why it was not run. Seconds and bytes; None where nothing was published."""
+    """One run: measured and estimated, or why it was not run. Seconds and bytes; None where nothing was published.
+
+    ``is_called_infeasible``: by the estimate it would not fit its chips, whatever it recomputes where it does not say.
+    """
 
     id: str
     group: str
@@ -28,10 +31,12 @@ class Row:
     program: str | None = None
     measured_step_s: float | None = None
     step_s: float | None = None
+    tokens_per_step: float | None = None
     lower_step_s: float | None = None
     upper_step_s: float | None = None
     measured_memory_bytes: float | None = None
     memory_bytes: float | None = None
+    is_called_infeasible: bool = False
     reason: str | None = None
 
     @property
@@ -63,6 +68,17 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Layouts of one model on one machine under one program. ``chosen_over_best_fraction``: measured time of the layout estimated
+    fastest over the least measured, less one."""
+
+    name: str
+    num_rows: int
+    rank_correlation: float
+    chosen_over_best_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Validation:
     """All rows, and their summaries: whole, by group, by accelerator, by sweep."""
 
@@ -70,7 +86,7 @@ class Validation:
     whole: Summary
     by_group: list[Summary]
     by_accelerator: list[Summary]
-    sweeps: dict[str, float]  # rank correlation within one model on one number of chips
+    sweeps: list[Sweep]
     memory_median_error_fraction: float | None
     memory_worst_error_fraction: float | None
 
@@ -93,6 +109,7 @@ class Validation:
             ("90th percentile of the error", self.whole.p90_error_fraction, _P90),
             ("bias", abs(self.whole.bias_fraction), _BIAS),
             ("share of rows left out", len(self.left_out) / max(1, len(self.rows)), _LEFT_OUT),
+            ("share of layouts that ran and are called infeasible", sum(row.is_called_infeasible for row in self.rows) / max(1, len(self.rows)), 0.0),
             *groups,
             *memory,
         ]
@@ -121,9 +138,14 @@ def estimate_rows(cases: Sequence[Case], coefficients: Coefficients) -> list[Row
         return []
     step_s = estimate_cases(cases, coefficients).step_s
     tables = Tables.of(cases)
-    memory = footprint(tables.shape, tables.cut, Holding.stack([case.holding(coefficients) for case in cases])).total_bytes
+    holding = Holding.stack([case.holding(coefficients) for case in cases])
+    memory = footprint(tables.shape, tables.cut, holding).total_bytes
+    silent = np.array([not case.says_recompute for case in cases])
+    thrifty = replace(tables.cut, recompute=np.maximum(tables.cut.recompute, silent), selective=tables.cut.selective * ~silent)
+    needed = footprint(tables.shape, thrifty, holding).total_bytes
+    refused = needed > usable_memory_fraction() * tables.device.memory_bytes
     rows = []
-    for case, seconds, num_bytes in zip(cases, step_s, memory, strict=True):
+    for case, seconds, num_bytes, is_refused in zip(cases, step_s, memory, refused, strict=True):
         low, high = coefficients.interval(case.program.name, chip=case.chip, precision=case.precision)
         rows.append(
             Row(
@@ -131,10 +153,12 @@ def estimate_rows(cases: Sequence[Case], coefficients: Coefficients) -> list[Row
                 program=case.program.name,
                 measured_step_s=case.step_s,
                 step_s=float(seconds),
+                tokens_per_step=float(case.cut.tokens_per_step),
                 lower_step_s=float(seconds * low),
                 upper_step_s=float(seconds * high),
                 measured_memory_bytes=case.memory_bytes,
                 memory_bytes=float(num_bytes),
+                is_called_infeasible=bool(is_refused),
             )
         )
     return rows
@@ -179,12 +203,24 @@ def _grouped(rows: list[Row], key: Callable[[Row], str]) -> list[Summary]:
     return [_summary(name, members) for name, members in sorted(groups.items())]
 
 
-def _sweeps(rows: list[Row]) -> dict[str, float]:
-    """Spearman's rank correlation of estimated and measured time, for every model on one machine with enough layouts."""
+def _sweeps(rows: list[Row]) -> list[Sweep]:
+    """Every set of enough layouts that differ by nothing else: published tables mix versions of a program, which have sweeps of their own."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[f"{row.group}: {row.model} on {row.num_chips:.0f} {row.accelerator}"].append(row)
-    return {name: _rank_correlation(members) for name, members in sorted(groups.items()) if len(members) >= _LEAST_SWEEP}
+        groups[f"{row.group}: {row.model} on {row.num_chips:.0f} {row.accelerator}, {row.program}"].append(row)
+    return [_sweep(name, members) for name, members in sorted(groups.items()) if len(members) >= _LEAST_SWEEP]
+
+
+def _sweep(name: str, rows: list[Row]) -> Sweep:
+    estimated, measured = (np.array([getattr(row, field) for row in rows], float) for field in ("step_s", "measured_step_s"))
+    rates = np.array([1.0 if row.tokens_per_step is None else row.tokens_per_step for row in rows])
+    chosen = measured[np.argmin(estimated / rates)] / rates[np.argmin(estimated / rates)]
+    return Sweep(
+        name=name,
+        num_rows=len(rows),
+        rank_correlation=_rank_correlation(rows),
+        chosen_over_best_fraction=float(chosen / np.min(measured / rates) - 1),
+    )
 
 
 def _rank_correlation(rows: list[Row]) -> float:

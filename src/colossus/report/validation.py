@@ -11,6 +11,8 @@ from colossus.report import words
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
 
+# What a good ranking is: Spearman's correlation, and the chosen layout over the best.
+_RANKED, _CHOSEN = 0.95, 0.03
 _MOST_WORST = 10
 _ERRORS_NOTE = (
     "Error: estimated over measured step time, less one. Median and 90th percentile of its size; its own median as bias; "
@@ -36,6 +38,7 @@ class RowData(TypedDict):
     measured_memory_bytes: float | None
     estimated_memory_bytes: float | None
     memory_error_fraction: float | None
+    is_called_infeasible: bool
     reason: str | None
 
 
@@ -58,14 +61,23 @@ class MemoryData(TypedDict):
     worst_error_fraction: float | None
 
 
+class SweepData(TypedDict):
+    """Layouts of one model on one machine under one program; the last: measured time of the layout estimated fastest over the least, less one."""
+
+    name: str
+    num_rows: int
+    rank_correlation: float
+    chosen_over_best_fraction: float
+
+
 class ValidationData(TypedDict):
-    """A whole validation. ``about``: which rows; ``sweeps``: rank correlation by model and machine; ``problems``: thresholds missed."""
+    """A whole validation. ``about``: which rows; ``problems``: thresholds missed."""
 
     about: str
     whole: ErrorsData
     by_group: list[ErrorsData]
     by_accelerator: list[ErrorsData]
-    sweeps: dict[str, float]
+    sweeps: list[SweepData]
     memory: MemoryData
     problems: list[str]
     rows: list[RowData]
@@ -150,10 +162,19 @@ def _error_cells(errors: ErrorsData) -> list[str]:
     return [errors["name"], f"{errors['num_rows']:,}", *shares, words.percent(errors["inside_fraction"])]
 
 
-def _sweeps_table(sweeps: dict[str, float]) -> Table:
+def _sweeps_table(sweeps: Sequence[SweepData]) -> Table:
     """The sweeps, the worst ranked first."""
-    rows = [[name, f"{correlation:.2f}"] for name, correlation in sorted(sweeps.items(), key=lambda item: item[1])]
-    return Table(title="rank correlation within sweeps", header=("sweep", "Spearman"), rows=rows, note="One model on one machine, at least five layouts.")
+    rows = [
+        [sweep["name"], f"{sweep['num_rows']}", f"{sweep['rank_correlation']:.2f}", words.percent(sweep["chosen_over_best_fraction"])]
+        for sweep in sorted(sweeps, key=lambda sweep: sweep["rank_correlation"])
+    ]
+    ranked = sum(sweep["rank_correlation"] >= _RANKED for sweep in sweeps)
+    chosen = sum(sweep["chosen_over_best_fraction"] <= _CHOSEN for sweep in sweeps)
+    note = (
+        f"One model on one machine under one program, at least five layouts: {ranked} of {len(sweeps)} have {_RANKED} or more; in {chosen} the layout estimated fastest "
+        f"is within {words.percent(_CHOSEN)} of the best measured, per token."
+    )
+    return Table(title="rank correlation within sweeps", header=("sweep", "runs", "Spearman", "choice"), rows=rows, note=note)
 
 
 def _memory_table(data: ValidationData) -> Table:
