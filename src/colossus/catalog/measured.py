@@ -50,6 +50,7 @@ class Program:
     flash_attention: bool = True
     chunk_layers: int | None = None
     can: tuple[str, ...] = ()
+    low_precision_kept_bytes: float = 2.0
 
     def matches(self, framework: str, date: str) -> bool:
         return re.search(self.pattern, framework, re.IGNORECASE) is not None and (self.until is None or date < self.until)

@@ -77,17 +77,17 @@ def _stage(shape: Shape, cut: Cut, holding: Holding, layers: Numbers, num_held: 
     """A stage with ``layers`` of the fullest one's, that holds so many microbatches and this part of embedding and head."""
     num_dense, num_moe = (layers * number for number in stage_layers(shape, cut))
     copies = np.where(is_dualpipe(cut), 2.0, 1.0)
-    dense = (shape.dense_params_of(num_dense, num_moe) + table_params) / cut.tp
-    routed = shape.expert_params_of(num_moe) / cut.ep
+    dense = (copies * shape.dense_params_of(num_dense, num_moe) + table_params) / cut.tp
+    routed = copies * shape.expert_params_of(num_moe) / cut.ep
     data, expert_data = shards(cut)
     kept = dense + routed
-    shard = dense / data + routed / expert_data
+    shard = (dense / data + routed / expert_data) / copies  # the other direction's ranks hold the same weights
     whole3 = cut.weights_sharded > 0
     state = np.where(cut.optimizer_sharded > 0, shard, kept) * (1 - cut.optimizer_offload)
     layer = shape.dense_params / shape.num_layers / cut.tp + shape.expert_params / np.maximum(shape.num_moe_layers, 1.0) / cut.ep
-    scattered = np.where(cut.gradients_sharded > 0, np.minimum(shard + _unscattered(cut, kept, layer), copies * kept), copies * kept)
+    scattered = np.where(cut.gradients_sharded > 0, np.minimum(shard + _unscattered(cut, kept, layer), kept), kept)
     parts = {
-        "weights_bytes": np.where(whole3, _WHOLE_BYTES * shard * (1 - cut.optimizer_offload / 2), _BYTES * copies * kept),
+        "weights_bytes": np.where(whole3, _WHOLE_BYTES * shard * (1 - cut.optimizer_offload / 2), _BYTES * kept),
         "gradients_bytes": np.where(whole3, _WHOLE_BYTES * shard, holding.held_gradient_bytes * scattered),
         "optimizer_bytes": np.where(whole3, 2 * _WHOLE_BYTES * shard * (1 - cut.optimizer_offload), _STATE_BYTES * state),
         "activations_bytes": holding.activation_factor * _activations_bytes(shape, cut, holding, num_held * num_dense, num_held * num_moe),
@@ -122,28 +122,41 @@ def values_per_token(shape: Shape, cut: Cut) -> tuple[Numbers, Numbers]:
 
     Both norms' inputs and outputs (cut along the sequence), queries, keys, values and attention's output, the feed-forward's gate,
     up and product; experts keep theirs for each token they get, with their input and output; latent attention its latents
-    before and after their norms. Nothing twice: a product's output is the next one's
-    input (Korthikanti et al. 2022, section 4, without dropout and scores).
+    before and after their norms. Nothing twice: a product's output is the next one's input (Korthikanti et al. 2022, section 4,
+    without dropout and scores). ``cut.kept_bytes``: of each value that only products read.
     """
     d, tp = shape.model_dim, cut.tp
     heads = (shape.num_heads * (shape.query_dim + shape.value_dim) + np.maximum(shape.num_kv_heads, tp) * (shape.query_dim + shape.value_dim)) / tp
-    attention = 4 * d / tp + heads + np.where(shape.is_latent, (shape.query_rank + shape.kv_rank) * 2, 0.0)
-    per_width = shape.ffn_inputs + 1
+    narrow = cut.kept_bytes / _BYTES
+    attention = (2 + 2 * narrow) * d / tp + heads + np.where(shape.is_latent, (shape.query_rank + shape.kv_rank) * 2, 0.0)
+    per_width = narrow * (shape.ffn_inputs + 1)
     dense = attention + per_width * shape.ffn_dim / tp
     k = shape.num_experts_per_token
-    mixture = attention + k / tp * (per_width * shape.expert_dim + 2 * d) + per_width * shape.shared_dim / tp
+    mixture = attention + k / tp * (per_width * shape.expert_dim + 2 * narrow * d) + per_width * shape.shared_dim / tp
     return dense, mixture
+
+
+def _selected(shape: Shape, cut: Cut) -> tuple[Numbers, Numbers]:
+    """Values kept with latent attention where norms, its way up from the latents and activation functions are computed again
+    (DeepSeek-V3, arXiv 2412.19437, 3.2.3): both residuals, the latents, attention's output, gate and up, what experts get."""
+    d, tp, narrow = shape.model_dim, cut.tp, cut.kept_bytes / _BYTES
+    attention = (2 * d + narrow * shape.num_heads * shape.value_dim) / tp + shape.query_rank + shape.kv_rank
+    per_width, k = narrow * shape.ffn_inputs, shape.num_experts_per_token
+    mixture = k / tp * (per_width * shape.expert_dim + narrow * d) + per_width * shape.shared_dim / tp
+    return attention + per_width * shape.ffn_dim / tp, attention + mixture
 
 
 def _activations_bytes(shape: Shape, cut: Cut, holding: Holding, num_dense: Numbers, num_moe: Numbers) -> Numbers:
     """Of so many layers times microbatches held. Offloaded activations rest elsewhere, but for the layer under way and the one that travels."""
     dense, mixture = values_per_token(shape, cut)
-    kept_dense, kept_mixture = (_kept(shape, cut, width, holding) for width in (dense, mixture))
+    chosen = _selected(shape, cut)
+    kept_dense, kept_mixture = (_kept(shape, cut, holding, width, part) for width, part in zip((dense, mixture), chosen, strict=True))
     one = np.maximum(dense, mixture * (shape.num_moe_layers > 0))
     working = np.where(cut.recompute + cut.selective > 0, one, 0.0) + np.where(cut.tp > 1, _WHOLE_AT_ONCE * shape.model_dim, 0.0)
     return _BYTES * cut.tokens * np.where(cut.activation_offload > 0, 2 * one, num_dense * kept_dense + num_moe * kept_mixture + working)
 
 
-def _kept(shape: Shape, cut: Cut, width: Numbers, holding: Holding) -> Numbers:
+def _kept(shape: Shape, cut: Cut, holding: Holding, width: Numbers, selected: Numbers) -> Numbers:
     """Of a layer's values: its input alone with full recompute, a part with selective, all without."""
-    return np.where(cut.recompute > 0, shape.model_dim / cut.tp, np.where(cut.selective > 0, holding.selective_kept * width, width))
+    some = np.where(shape.is_latent, selected, holding.selective_kept * width)
+    return np.where(cut.recompute > 0, shape.model_dim / cut.tp, np.where(cut.selective > 0, some, width))

@@ -256,6 +256,7 @@ def _cut_of(question: Question, wanted: PlannedLayout) -> Cut:
         weights_sharded=one(wanted.zero_stage == 3),
         optimizer_sharded=one(wanted.zero_stage < 3),
         is_low_precision=one(is_low_precision(question.precision)),
+        kept_bytes=one(question.kept_bytes),
         gradients_sharded=one(wanted.zero_stage == 2),
         replica_groups=one(wanted.num_replica_groups),
         schedule=one(place(wanted.schedule)),

@@ -174,6 +174,7 @@ def cut_of(run: PublishedRun, card: ModelCard, program: Program, precision: str)
         weights_sharded=float(sharded),
         optimizer_sharded=float(gradients or (not sharded and _is_distributed(zero, program))),
         is_low_precision=float(is_low_precision(precision)),
+        kept_bytes=program.low_precision_kept_bytes if is_low_precision(precision) else 2.0,
         gradients_sharded=float(gradients),
         replica_groups=_replica_groups(zero, dp * axis["cp"]) if sharded else 1.0,
         schedule=float(place(schedule)),

@@ -57,6 +57,10 @@ class Question:
         return holding_of(self.coefficients, chip=self.chip, precision=self.precision, program=self.program.name)
 
     @property
+    def kept_bytes(self) -> float:
+        return self.program.low_precision_kept_bytes if is_low_precision(self.precision) else 2.0
+
+    @property
     def can(self) -> tuple[str, ...]:
         """What the program offers and the machine allows: offload needs a host link of known speed."""
         known = self.machine.node.host_bytes_per_s_per_chip is not None
@@ -136,6 +140,7 @@ def cuts(question: Question) -> Cut:
         weights_sharded=(sharding == 1).astype(float),
         optimizer_sharded=(sharding == 0).astype(float),
         is_low_precision=np.full_like(tp, float(is_low_precision(question.precision))),
+        kept_bytes=np.full_like(tp, question.kept_bytes),
     )  # fmt: skip
     kept = take(whole, ~((sharding == 1) & (pp > 1)))  # ZeRO 3 gathers every microbatch anew: never with a pipeline
     tried = faster(kept, question.card, question.can, question.device.domain_chips)

@@ -71,9 +71,14 @@ def _schedules(cut: Cut, num_layers: int, can: tuple[str, ...]) -> Iterator[Cut]
         yield replace(part, virtual_stages=np.full_like(part.tp, stages))
     for schedule in _SEARCHED:
         if schedule.value in can:
-            enough = _divides(num_layers, 2 * cut.pp) & (cut.num_microbatches >= 2 * cut.pp) if schedule in _FOLDED else np.ones_like(cut.tp, bool)
+            enough = _halves(num_layers, cut.pp) & (cut.num_microbatches >= 2 * cut.pp) if schedule in _FOLDED else np.ones_like(cut.tp, bool)
             part = take(cut, (cut.pp > 1) & enough)
             yield replace(part, schedule=np.full_like(part.tp, place(schedule)))
+
+
+def _halves(num_layers: int, stages: np.ndarray) -> np.ndarray:
+    """Whether the fullest stage has two chunks of one size: 4 layers of 61 in 16 stages."""
+    return np.ceil(num_layers / stages) % 2 == 0
 
 
 def _divides(num_layers: int, chunks: np.ndarray) -> np.ndarray:
