@@ -29,6 +29,7 @@ def trainable_layout(question: Question) -> Layout:
     order = candidates.order()
     cut = candidates.cut
     runs = (cut.pp == 1) & (cut.cp == 1) & (cut.ep == 1) & ((cut.weights_sharded == 1) | (cut.dp == 1))
+    runs = runs & (cut.optimizer_offload + cut.activation_offload == 0)
     for index in order[np.broadcast_to(runs, cut.tp.shape)[order]]:
         layout = as_layout(layout_of(candidates.at(int(index))[0]), question.card)
         if not check_layout(question.card, layout, question.num_sequences, question.sequence_tokens):
@@ -40,8 +41,8 @@ def trainable_layout(question: Question) -> Layout:
 
 
 def as_layout(planned: PlannedLayout, card: ModelCard) -> Layout:
-    """A plan's ZeRO 3 is fsdp, as far as that cuts the model dim evenly; the copies beyond are dp."""
-    fsdp = gcd(planned.dp, card.model_dim) if planned.zero_stage == 3 else 1
+    """A plan's ZeRO 3 is fsdp, as far as that cuts the model dim evenly; the copies beyond, and HSDP's groups, are dp."""
+    fsdp = gcd(planned.dp // planned.num_replica_groups, card.model_dim) if planned.zero_stage == 3 else 1
     return Layout(dp=planned.dp // fsdp, fsdp=fsdp, tp=planned.tp, remat=planned.remat, num_microbatches=planned.num_microbatches)
 
 

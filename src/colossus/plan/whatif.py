@@ -19,6 +19,8 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "scale_up.chips": ("domain_chips",),
     "scale_out.bandwidth": ("scale_out_bytes_per_s",),
     "scale_out.latency": ("scale_out_latency_s",),
+    "scale_out.oversubscription": ("oversubscription",),
+    "host.bandwidth": ("host_bytes_per_s",),
 }
 _CHANGE = re.compile(r"^\s*([a-z_.]+)\s*([*/])\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*$")
 
@@ -34,7 +36,7 @@ class Change:
         return f"{self.figure}*{self.factor:g}"
 
     def apply(self, device: Device) -> Device:
-        least = 1.0 if self.figure == "scale_up.chips" else 0.0
+        least = 1.0 if self.figure in ("scale_up.chips", "scale_out.oversubscription") else 0.0
         return replace(device, **{name: max(least, getattr(device, name) * self.factor) for name in FIGURES[self.figure]})
 
 
