@@ -112,6 +112,6 @@ def test_recompute_and_sharding_never_need_more_memory(model, sizes):
     assert total(optimizer_sharded=1, weights_sharded=0) <= total(optimizer_sharded=0, weights_sharded=0)
 
 
-def test_unknown_programs_and_chips_take_the_priors():
-    profile = profile_of(load_coefficients(), chip="no-such", precision="bfloat16", program="no-such")
-    assert profile.gemm_fraction == 0.85 and profile.score_passes == 0.0
+def test_unknown_programs_and_chips_take_what_all_have_in_common():
+    first, second = (profile_of(load_coefficients(), chip=name, precision="bfloat16", program=name) for name in ("no-such", "nor-this"))
+    assert first == second and 0.5 < first.gemm_fraction < 1.1 and first.score_passes == 0.0
