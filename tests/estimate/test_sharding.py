@@ -14,7 +14,7 @@ from colossus.estimate.context import kernel_tokens
 from colossus.estimate.footprint import footprint, host_bytes, kept_bytes, values_per_token
 from colossus.estimate.layer import expert_parallel
 from colossus.estimate.shape import Shape, outer_stage_layers, stage_layers
-from colossus.estimate.sharding import gradient_rounds, offload_s, optimizer_s, updated
+from colossus.estimate.sharding import activation_wait_s, gradient_rounds, optimizer_s, state_travel_s, updated
 from colossus.estimate.step import step_parts
 from colossus.spec.layout import CpKind
 from tests.estimate.cutting import cut
@@ -78,11 +78,11 @@ def test_offload_frees_memory_and_takes_the_link_and_the_hosts_memory():
     num = float(updated(LLAMA, state)[0])
     assert float(host_bytes(LLAMA, state)[0]) == pytest.approx(12 * num)
     assert float(optimizer_s(LLAMA, state, DEVICE)[0]) == pytest.approx(30 * num / DEVICE.host_memory_bytes_per_s)
-    assert float(offload_s(LLAMA, state, DEVICE, 0.0, 1.0)[0]) == pytest.approx(4 * num / DEVICE.host_bytes_per_s)
+    assert float(state_travel_s(LLAMA, state, DEVICE)[0]) == pytest.approx(4 * num / DEVICE.host_bytes_per_s)
     moved = cut(dp=8, activation_offload=1)
     layers = float(kept_bytes(LLAMA, moved)[0])
     assert memory(dp=8, activation_offload=1)["activations_bytes"] == pytest.approx(memory(dp=8)["activations_bytes"] * 2 / 32, rel=0.01)
-    assert float(offload_s(LLAMA, moved, DEVICE, layers, 0.0)[0]) == pytest.approx(8 * 2 * layers / DEVICE.host_bytes_per_s)
+    assert float(activation_wait_s(moved, DEVICE, layers, 0.0)[0]) == pytest.approx(2 * layers / DEVICE.host_bytes_per_s)
 
 
 @settings(max_examples=60, deadline=None)

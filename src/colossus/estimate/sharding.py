@@ -93,8 +93,11 @@ def optimizer_s(shape: Shape, cut: Cut, device: Device) -> Numbers:
     return _OPTIMIZER_BYTES * updated(shape, cut) / rate
 
 
-def offload_s(shape: Shape, cut: Cut, device: Device, kept_bytes: Numbers, microbatch_s: Numbers) -> Numbers:
-    """The host link: gradients out and weights in after the last backward pass; ``kept_bytes`` of activations out and in beside each microbatch."""
-    state_s = cut.optimizer_offload * updated(shape, cut) * 2 * _BYTES / device.host_bytes_per_s
-    travel_s = 2 * kept_bytes / device.host_bytes_per_s
-    return state_s + cut.activation_offload * cut.num_microbatches * np.maximum(travel_s - microbatch_s, 0.0)
+def activation_wait_s(cut: Cut, device: Device, kept_bytes: Numbers, microbatch_s: Numbers) -> Numbers:
+    """By how much a microbatch is longer because ``kept_bytes`` of activations travel to the host and back beside it."""
+    return cut.activation_offload * np.maximum(2 * kept_bytes / device.host_bytes_per_s - microbatch_s, 0.0)
+
+
+def state_travel_s(shape: Shape, cut: Cut, device: Device) -> Numbers:
+    """Gradients to the host and weights back, after the last backward pass."""
+    return cut.optimizer_offload * updated(shape, cut) * 2 * _BYTES / device.host_bytes_per_s

@@ -15,7 +15,7 @@ from colossus.estimate.passes import Pass
 from colossus.estimate.pipeline import bubble_s, is_dualpipe, is_folded
 from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Cut, Device, Numbers, Shape, outer_stage_layers, stage_layers
-from colossus.estimate.sharding import offload_s, optimizer_s, weights_s
+from colossus.estimate.sharding import activation_wait_s, optimizer_s, state_travel_s, weights_s
 
 _BYTES = 2
 # A layer takes the longer of its device time and of launching it; the power joins the two smoothly.
@@ -103,9 +103,10 @@ def step_parts(shape: Shape, cut: Cut, device: Device, profile: Profile) -> Step
         "pp_s": profile.pp_exposed * send * cut.num_microbatches * cut.virtual_stages * np.where(is_folded(cut), 2.0, 1.0),
         "bubble_s": _idle_s(cut, stage_s, [total([kind.weight_s for kind, _ in kinds]), total([kind.forward_s for kind, _ in kinds])], send),
     }
-    compute_s = sum(parts.values())
-    parts["dp_s"] = weights_s(shape, cut, device, profile, stage_s, compute_s)
-    parts["offload_s"] = offload_s(shape, cut, device, kept_bytes(shape, cut), stage_s)
+    wait_s = activation_wait_s(cut, device, kept_bytes(shape, cut), stage_s)
+    compute_s = sum(parts.values()) + cut.num_microbatches * wait_s
+    parts["dp_s"] = weights_s(shape, cut, device, profile, stage_s + wait_s, compute_s)
+    parts["offload_s"] = cut.num_microbatches * wait_s + state_travel_s(shape, cut, device)
     parts["optimizer_s"] = optimizer_s(shape, cut, device)
     parts["overhead_s"] = profile.step_overhead_s + np.zeros_like(compute_s)
     spread = profile.jitter_per_doubling * np.log2(np.maximum(cut.num_chips / 8, 1.0))
