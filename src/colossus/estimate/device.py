@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from math import inf, prod
 
@@ -10,7 +11,7 @@ from colossus.catalog.nodes import most_cubic
 from colossus.estimate.footprint import Holding
 from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Device
-from colossus.spec.machine import Machine, ScaleUp
+from colossus.spec.machine import Figure, Machine, ScaleUp
 
 # Which peak of a chip a precision runs at, where no curve was measured.
 _PEAK_OF = {"mxfp8": "float8", "nvfp4": "float4", "mxfp4": "float4"}
@@ -81,5 +82,14 @@ def _curve(machine: Machine, chip: str, precision: str) -> tuple[float, float, f
         return found["flop_per_s"], found["m_half"], found["n_half"], found["k_half"]
     peaks = machine.node.chip.peak_flop_per_s
     name = next(name for name in (precision, _PEAK_OF.get(precision), "bfloat16", "float16", *peaks) if name in peaks)
-    peak, halves = peaks[name], usual_rates()["halves"]["float8" if is_low_precision(name) else "bfloat16"]
-    return usual_rates()["peak_fraction"] * peak.value, *halves
+    halves = usual_rates()["halves"]["float8" if is_low_precision(name) else "bfloat16"]
+    return _best_fraction(chip, peaks, name) * peaks[name].value, *halves
+
+
+def _best_fraction(chip: str, peaks: Mapping[str, Figure], precision: str) -> float:
+    """Of a peak, what products measured alone reach: of the very chip, else in its 16-bit precision, else as usual."""
+    for name in (precision, "bfloat16"):
+        best = usual_rates()["best_flop_per_s"].get(f"{chip} {name}")
+        if best is not None:
+            return best / peaks[name].value
+    return usual_rates()["peak_fraction"]
