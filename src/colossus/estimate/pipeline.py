@@ -59,11 +59,15 @@ def is_folded(cut: Cut) -> Numbers:
 
 
 def bubble_s(cut: Cut, forward_s: Numbers, input_s: Numbers, weight_s: Numbers) -> Numbers:
-    """Seconds that a stage waits in a step; the arguments are those of one microbatch in one stage."""
+    """Seconds that a stage waits in a step; the arguments are those of one microbatch in one stage.
+
+    Gaps are filled with weights' gradients, of which there are no more than microbatches.
+    """
     factors = _FACTORS[_place(cut)]
-    idle_s = factors[..., 0] * forward_s + factors[..., 1] * input_s + factors[..., 2] * weight_s
     steps = np.where(_place(cut) == _DUALPIPE, np.maximum(cut.pp / 2 - 1, 0.0), cut.pp - 1)
-    return np.maximum(steps * idle_s, 0.0) / cut.virtual_stages
+    filling = np.minimum(steps * (factors[..., 0] - factors[..., 2]), cut.num_microbatches)
+    idle_s = steps * (factors[..., 0] * (forward_s + weight_s) + factors[..., 1] * input_s) - filling * weight_s
+    return np.maximum(idle_s, 0.0) / cut.virtual_stages
 
 
 def in_flight(cut: Cut, behind: Numbers = 0.0) -> Numbers:

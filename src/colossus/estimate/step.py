@@ -95,15 +95,15 @@ def step_parts(shape: Shape, cut: Cut, device: Device, profile: Profile) -> Step
         "host_s": total([kind.excess_s(cut, profile) for kind, _ in kinds]),
     }
     stage_s = sum(layers.values()) / cut.num_microbatches
-    once_s = _head_on_critical_s(shape, cut, profile, _head_s(shape, cut, device, profile), stage_s)
+    wait_s = activation_wait_s(cut, device, kept_bytes(shape, cut), stage_s)
+    once_s = _head_on_critical_s(shape, cut, profile, _head_s(shape, cut, device, profile), stage_s + wait_s)
     send = np.where(cut.pp > 1, 2 * send_s(device, cut.tokens / cut.tp * shape.model_dim * _BYTES, cut.tp * cut.cp * cut.dp, cut.pp), 0.0)
     parts = {
         **layers,
         "head_s": cut.num_microbatches * once_s,
         "pp_s": profile.pp_exposed * send * cut.num_microbatches * cut.virtual_stages * np.where(is_folded(cut), 2.0, 1.0),
-        "bubble_s": _idle_s(cut, stage_s, [total([kind.weight_s for kind, _ in kinds]), total([kind.forward_s for kind, _ in kinds])], send),
+        "bubble_s": _idle_s(cut, stage_s + send, wait_s, total([kind.forward_s for kind, _ in kinds]), total([kind.weight_s for kind, _ in kinds]), layers),
     }
-    wait_s = activation_wait_s(cut, device, kept_bytes(shape, cut), stage_s)
     compute_s = sum(parts.values()) + cut.num_microbatches * wait_s
     parts["dp_s"] = weights_s(shape, cut, device, profile, stage_s + wait_s, compute_s)
     parts["offload_s"] = cut.num_microbatches * wait_s + state_travel_s(shape, cut, device)
@@ -153,10 +153,13 @@ def _expert_share(cut: Cut, profile: Profile, travel_s: Numbers, compute_s: Numb
     return np.where(is_dualpipe(cut), dual, profile.ep_exposed)
 
 
-def _idle_s(cut: Cut, stage_s: Numbers, weight_and_forward_s: list[Numbers], send_s: Numbers) -> Numbers:
-    """The bubble: all of a microbatch's time in a stage, messages included, goes forward, to inputs' or to weights' gradients."""
-    weight_s, forward_s = (seconds / cut.num_microbatches for seconds in weight_and_forward_s)
-    return bubble_s(cut, forward_s, stage_s + send_s - forward_s - weight_s, weight_s)
+def _idle_s(cut: Cut, stage_s: Numbers, wait_s: Numbers, forward_s: Numbers, weight_s: Numbers, layers: dict[str, Numbers]) -> Numbers:
+    """The bubble: all of a microbatch's time in a stage, messages included, goes forward, to inputs' or to weights' gradients; what
+    launching and waiting for the host add goes as the products do."""
+    share, added_s = weight_s / layers["gemm_s"], layers["host_s"] / cut.num_microbatches + wait_s
+    weight_s = weight_s / cut.num_microbatches + share * added_s
+    forward_s = forward_s / cut.num_microbatches + (1 - 2 * share) * added_s
+    return bubble_s(cut, forward_s, stage_s + wait_s - forward_s - weight_s, weight_s)
 
 
 def _head_s(shape: Shape, cut: Cut, device: Device, profile: Profile) -> Numbers:
