@@ -45,7 +45,7 @@ def step_traffic(
     tokens = num_sequences * sequence_tokens / layout.num_data_shards
     turns = layout.num_microbatches
     bytes_over = {
-        "dp": turns * (_layers(card, layout) / layout.fsdp * size + _table(card, layout) * _FLOAT32_BYTES),
+        "dp": turns * (_layers(card, layout) * size + _table(card, layout) * _FLOAT32_BYTES) / layout.fsdp,
         "fsdp": turns * _weights_bytes(card, layout, size),
         "tp": _activations_bytes(card, layout, tokens, size, adds_before_sending),
     }
