@@ -111,7 +111,7 @@ class Drawn(NamedTuple):
     sequence_tokens: int
 
     def asked(self) -> Question:
-        plain = question("llama-3-8b", f"{self.chip}*{self.num_chips}", sequences=self.num_sequences)
+        plain = question("llama-3-8b", f"{self.chip}*{self.num_chips}", sequences=self.num_sequences, program="megatron-plain")
         return replace(plain, card=self.card, num_chips=self.num_chips, sequence_tokens=self.sequence_tokens)
 
 
