@@ -83,7 +83,7 @@ def test_only_distances_between_positions_count():
         ("dense", Remat.SELECTIVE, False),
         pytest.param("dense", Remat.FULL, True, marks=pytest.mark.slow),
         pytest.param("mixture", Remat.SELECTIVE, True, marks=pytest.mark.slow),
-        ("mixture", Remat.FULL, False),
+        pytest.param("mixture", Remat.FULL, False, marks=pytest.mark.slow),
     ],
 )
 def test_how_it_is_computed_does_not_change_the_result(name, remat, unroll):

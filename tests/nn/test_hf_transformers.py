@@ -148,6 +148,7 @@ def test_the_tokenizer_loads_there_with_its_companions(tmp_path: Path) -> None:
     assert model.generation_config.eos_token_id == loaded.eos_token_id == 0
 
 
+@pytest.mark.slow
 def test_greedy_texts_agree(tmp_path: Path) -> None:
     model = save_model("mixtral-window-tied", tmp_path)
     card = read_card(tmp_path)

@@ -14,6 +14,7 @@ import pytest
 from colossus.nn import kernels
 from colossus.nn.kernels import build
 from colossus.nn.kernels.reference import attention_with_lse
+from tests.nn.decoders import quick_jit
 
 needs_library = pytest.mark.skipif(kernels.unavailable() is not None, reason=f"no kernels: {kernels.unavailable()}")
 
@@ -42,7 +43,7 @@ def value_and_cotangents(f, cotangent, *args):
 def in_float64(f, *args):
     """f of the arguments in float64, as NumPy arrays."""
     with jax.enable_x64(True):
-        return [np.asarray(x) for x in f(*(np.asarray(a, np.float64) for a in args))]
+        return [np.asarray(x) for x in quick_jit(f)(*(np.asarray(a, np.float64) for a in args))]
 
 
 def assert_close(got, wanted, tolerance=5e-6):
@@ -245,6 +246,7 @@ def test_a_failed_build_is_tried_again_only_by_another_compiler(tmp_path, monkey
     assert (tmp_path / "log").read_text() == "tried\ntried\n"
 
 
+@pytest.mark.slow
 @needs_library
 def test_two_processes_that_start_together_build_one_library(tmp_path):
     code = "from colossus.nn.kernels.build import library; print(library()._name)"

@@ -47,8 +47,8 @@ def _check(name, layout, unroll=False):
     ("name", "layout"),
     [
         ("dense", Layout(dp=2, fsdp=2, tp=2)),
-        ("dense", Layout(dp=2, fsdp=2, num_microbatches=2, remat=Remat.SELECTIVE)),
-        ("tied", Layout(fsdp=2, tp=4, remat=Remat.FULL)),
+        pytest.param("dense", Layout(dp=2, fsdp=2, num_microbatches=2, remat=Remat.SELECTIVE), marks=pytest.mark.slow),
+        pytest.param("tied", Layout(fsdp=2, tp=4, remat=Remat.FULL), marks=pytest.mark.slow),
         ("mixture", Layout(dp=2, tp=2, remat=Remat.SELECTIVE)),
     ],
     ids=lambda x: x if isinstance(x, str) else x.describe(),
@@ -90,7 +90,11 @@ def test_no_activation_is_shuffled_or_gathered_over_the_batch(name):
     assert whole_batch == []
 
 
-@pytest.mark.parametrize("layout", [Layout(dp=2), Layout(fsdp=2), Layout(dp=2, fsdp=2)], ids=lambda layout: layout.describe())
+@pytest.mark.parametrize(
+    "layout",
+    [*(pytest.param(layout, marks=pytest.mark.slow) for layout in (Layout(dp=2), Layout(dp=2, fsdp=2))), Layout(fsdp=2)],
+    ids=lambda layout: layout.describe(),
+)
 def test_on_a_cpu_messages_do_not_grow_with_the_layers(layout):
     """gloo takes milliseconds for each, however small: stacked weights are gathered, and their gradients summed, once."""
     card = CARDS["dense"]

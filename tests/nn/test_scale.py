@@ -52,7 +52,7 @@ def _lower_train_step(card: ModelCard, layout: Layout, num_sequences: int) -> ja
     ("model", "layout", "num_sequences"),
     [
         ("llama-3.1-405b", Layout(dp=16, fsdp=128, tp=8, remat=Remat.FULL), 2048),
-        ("llama-3.1-405b", Layout(dp=1024, fsdp=128, tp=8, remat=Remat.FULL), 131072),
+        pytest.param("llama-3.1-405b", Layout(dp=1024, fsdp=128, tp=8, remat=Remat.FULL), 131072, marks=pytest.mark.slow),
         ("llama-3.1-405b", Layout(dp=8, fsdp=128, tp=16, remat=Remat.SELECTIVE, num_microbatches=4), 4096),
         ("qwen3-30b-a3b", Layout(dp=64, fsdp=16, tp=4, remat=Remat.FULL), 1024),
     ],

@@ -325,6 +325,7 @@ def test_executable_of_another_gang_is_refused(host: Host, tmp_path: Path) -> No
     assert not failed[0]["peer"]
 
 
+@pytest.mark.slow
 def test_member_that_cannot_join_says_so_and_exits(host: Host) -> None:
     """One of two never comes: a typed error and the exit code of the caller's choice, not an abort."""
     (member,) = host.start(1)

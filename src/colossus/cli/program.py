@@ -146,7 +146,8 @@ def comparison(order: ProgramOrder, reading: ProgramReading) -> list[tuple[str, 
     batch = (order.num_sequences, order.sequence_tokens)
     on_cpu = order.compiler == "cpu"
     need = planned_memory(order, "cpu" if order.platform == "cpu" else "plain")
-    expected = step_traffic(order.card, order.layout, *batch, Precision.FLOAT32 if on_cpu else order.precision, adds_before_sending=not on_cpu)
+    sent = Precision.FLOAT32 if on_cpu else order.precision
+    expected = step_traffic(order.card, order.layout, *batch, sent, adds_before_sending=not on_cpu, scatters_embedding=order.compiler == "cuda")
     read_bytes = reading.bytes_by_axes()
     found = {axes: num_bytes for axes, num_bytes in read_bytes.items() if axes in expected or num_bytes > _WORTH_FRACTION * sum(read_bytes.values())}
     rows = [

@@ -34,24 +34,35 @@ def block_keys(sequence_tokens: int, window: int | None = None) -> float:
 
 
 def step_traffic(
-    card: ModelCard, layout: Layout, num_sequences: int, sequence_tokens: int, precision: Precision, *, adds_before_sending: bool = True
+    card: ModelCard,
+    layout: Layout,
+    num_sequences: int,
+    sequence_tokens: int,
+    precision: Precision,
+    *,
+    adds_before_sending: bool = True,
+    scatters_embedding: bool = False,
 ) -> dict[str, float]:
     """Payload of one optimizer step on one device, by mesh axes; only those that carry anything.
 
     ``adds_before_sending``: compilers for accelerators add the gradients of what one input was multiplied with (queries, keys and
-    values; gate and up) before they send them; the CPU's sends each.
+    values; gate and up) before they send them; the CPU's sends each. ``scatters_embedding``: a GPU's compiler scatters the
+    embedding's gradient over fsdp and sums the parts over dp, where tp does not cut the table; others sum the whole over both.
     """
     size = 2 if precision is Precision.BFLOAT16 else _FLOAT32_BYTES
     tokens = num_sequences * sequence_tokens / layout.num_data_shards
     turns = layout.num_microbatches
     bytes_over = {
-        "dp": turns * (_layers(card, layout) / layout.fsdp * size + _table(card, layout) * _FLOAT32_BYTES),
+        "dp": turns * (_layers(card, layout) * size + _table(card, layout) * _FLOAT32_BYTES) / layout.fsdp,
         "fsdp": turns * _weights_bytes(card, layout, size),
         "tp": _activations_bytes(card, layout, tokens, size, adds_before_sending),
     }
     found = {axis: num_bytes for axis, num_bytes in bytes_over.items() if getattr(layout, axis) > 1}
     if together := "+".join(axis for axis in ("dp", "fsdp") if axis in found):
         rows_alone = layout.dp == layout.tp == 1
+        if scatters_embedding and layout.tp == 1 and layout.dp > 1 and layout.fsdp > 1:
+            table = turns * size * _table(card, layout)
+            return found | {"dp": found["dp"] + table / layout.fsdp, "fsdp": found["fsdp"] + table}
         found[together] = found.get(together, 0.0) + size * (tokens * card.model_dim if rows_alone else turns * _table(card, layout))
     return found
 

@@ -83,9 +83,12 @@ def _local(x: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Arr
 
 
 def _together(total: jax.Array, d_x: jax.Array, d_kernel: jax.Array, scatter: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sums over the devices that share a result: the loss over the batch's parts, d_x over the vocabulary's, d_kernel as stored."""
+    """Sums over the devices that share a result: the loss over the batch's parts, d_x over the vocabulary's, d_kernel as stored.
+
+    Over fsdp first, so that over dp only a device's part travels.
+    """
     d_x = _scatter_over(d_x, "tp", 1) if scatter else _sum_over(d_x, ("tp",))
-    return _sum_over(total, ("dp", "fsdp")), d_x, _scatter_over(_sum_over(d_kernel, ("dp",)), "fsdp", 0)
+    return _sum_over(total, ("dp", "fsdp")), d_x, _sum_over(_scatter_over(d_kernel, "fsdp", 0), ("dp",))
 
 
 def default_chunk(width: int) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -75,8 +76,13 @@ RULES = Rules()
 
 
 def make_mesh(layout: Layout, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh of a layout over ``devices`` (default: all); use it with ``jax.set_mesh(mesh)``."""
-    return jax.make_mesh(layout.axis_sizes, MESH_AXES, axis_types=_AUTO, devices=devices)
+    """The mesh of a layout over ``devices`` (default: all); use it with ``jax.set_mesh(mesh)``.
+
+    An axis may take part of a torus' side: fsdp 8 x tp 4 x dp 2 on a TPU slice of 4x4x4.
+    """
+    given = jax.devices() if devices is None else devices
+    placed = create_device_mesh(layout.axis_sizes, given[: layout.num_devices], allow_split_physical_axes=True)
+    return jax.sharding.Mesh(placed, MESH_AXES, axis_types=_AUTO)
 
 
 def abstract_mesh(layout: Layout) -> AbstractMesh:

@@ -16,9 +16,9 @@ from colossus.spec.layout import Layout
 from colossus.spec.model import ModelCard, untrainable
 from colossus.spec.program import Compiler, Platform, ProgramOrder
 
-# TPUs whose programs are read right, with the dims of their slices. Of the others libtpu's compiler dies (v7), JAX takes no mesh
-# of two devices a chip (v4), or its program holds products more than once (v6e): their program is the CPU's.
-TPU_DIMS = {"tpu-v5p": 3, "tpu-v5e": 2}
+# TPUs whose programs are read right, with the dims of their slices. Of the others libtpu's compiler dies (v7), or its program holds
+# products more than once (v6e): their program is the CPU's.
+TPU_DIMS = {"tpu-v4": 3, "tpu-v5p": 3, "tpu-v5e": 2}
 
 
 def trainable_layout(question: Question) -> Layout:
@@ -94,7 +94,7 @@ def topology(chip: str, chips_per_node: int, num_devices: int) -> str:
         per_node = min(chips_per_node, num_devices)
         return f"1x{num_devices // per_node}x{per_node}"
     num_dims = TPU_DIMS[chip]
-    sides = sorted(torus(num_devices, num_dims), reverse=num_dims == 3)  # a host of v5p is 2x2x1
+    sides = sorted(torus(num_devices, num_dims), reverse=num_dims == 3)  # a host of v4 and v5p is 2x2x1
     return f"{chip.removeprefix('tpu-')}:{'x'.join(map(str, sides))}"
 
 

@@ -32,6 +32,8 @@ from colossus.train.program import Program
 
 # Only the schedule depends on it, and no shape depends on that.
 _NUM_STEPS = 1000
+# A v4 chip's two cores are one device as JAX runs it, and two where libtpu is not told.
+_CHIP_CONFIGS = {"v4": {"chip_config_name": "megacore"}}
 
 
 def compile_order(order: ProgramOrder, folder: Path) -> ProgramAccount:
@@ -92,7 +94,8 @@ def devices_of(order: ProgramOrder) -> list[Any]:
     from jax.experimental import topologies
 
     if order.compiler == "tpu":
-        return topologies.get_topology_desc(platform="tpu", topology_name=order.topology or "").devices
+        name = order.topology or ""
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **_CHIP_CONFIGS.get(name.partition(":")[0], {})).devices
     return topologies.get_topology_desc("", platform="cuda", topology=order.topology, target_config=order.target).devices
 
 

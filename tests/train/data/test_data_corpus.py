@@ -153,6 +153,7 @@ def start(texts: Path, cache: Path, pause_s: float) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", PREPARE, str(texts), str(cache), str(pause_s)], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_make_one_corpus(texts: Path, tmp_path: Path) -> None:
     said = [process.communicate()[0].split() for process in [start(texts, tmp_path / "cache", 2) for _ in range(3)]]
     assert sorted(cached for cached, *_ in said) == ["False", "True", "True"]
