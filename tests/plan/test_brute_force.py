@@ -77,7 +77,7 @@ def within(asked: Question, tp: int, pp: int, cp: int, dp: int) -> Iterator[Trie
 
 
 def searched(asked: Question) -> dict[Tried, tuple[float, bool]]:
-    """Step time and whether it fits, of every layout that the search tried."""
+    """Step time and whether it fits, of every layout that the search tried; it times only what fits."""
     found = search(asked)
     cut = found.cut
     remat = np.where(cut.recompute == 1, "full", np.where(cut.selective == 1, "selective", "none"))
@@ -94,7 +94,8 @@ def forced(asked: Question) -> dict[Tried, tuple[float, bool]]:
     if not tried:
         return {}
     priced = estimate(asked, Cut.stack([one.cut(asked) for one in tried]))
-    return dict(zip(tried, zip(map(float, priced.step_s), map(bool, priced.fits), strict=True), strict=True))
+    step_s = np.where(priced.fits, priced.step_s, np.inf)
+    return dict(zip(tried, zip(map(float, step_s), map(bool, priced.fits), strict=True), strict=True))
 
 
 def best_s(layouts: dict[Tried, tuple[float, bool]]) -> float:

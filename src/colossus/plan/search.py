@@ -1,8 +1,9 @@
 """Every layout of a training job on a machine, estimated at once, the best first.
 
 Exhaustive over tp, pp, cp, ep, microbatch, virtual stages, remat and sharding, and what the program offers beside them
-(``plan/variants.py``), with rules that no better layout can break: axes divide what they cut; tp stays in the scale-up domain; a
-larger microbatch, more virtual stages and less recompute are all tried. What does not fit is counted with its reason. Deterministic: ties go to the layout that comes first.
+(``plan/variants.py``), with rules that no better layout can break: axes divide what they cut, layers over stages apart, and tp
+stays in the scale-up domain. What does not fit is counted, and not timed. tests/plan/test_brute_force.py holds it to loops over all
+numbers. Deterministic: ties go to the layout that comes first.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from colossus.estimate.footprint import Footprint, Holding, footprint, host_byte
 from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Cut, Device, Shape
 from colossus.estimate.step import StepParts, step_parts
-from colossus.plan.variants import faster, join, smaller, take
+from colossus.plan.variants import divisors, faster, join, smaller, take
 from colossus.spec.machine import Machine
 from colossus.spec.model import ModelCard
 
-_MOST_TP, _MOST_CP, _MOST_MICROBATCH = 64, 64, 16
 REMATS = ("none", "selective", "full")
 SHARDINGS = ("zero 1", "zero 3")  # ZeRO 2 and groups: plan/variants.py
 
@@ -103,20 +103,30 @@ def _length(table: Any) -> tuple[int, ...]:
 
 
 def search(question: Question) -> Candidates:
-    """Estimates every layout of the question."""
-    return estimate(question, cuts(question))
+    """Every layout of the question; the step of those that fit."""
+    return estimate(question, cuts(question), only_fitting=True)
 
 
-def estimate(question: Question, cut: Cut) -> Candidates:
+def estimate(question: Question, cut: Cut, *, only_fitting: bool = False) -> Candidates:
+    """``only_fitting``: the step time of layouts that do not fit is left infinite, and its parts zero."""
     shape, device = Shape.of(question.card), question.device
     with np.errstate(divide="ignore", invalid="ignore"):
-        parts = step_parts(shape, cut, device, question.profile)
         memory = footprint(shape, cut, question.holding)
         beside = np.broadcast_to(host_bytes(shape, cut), cut.tp.shape)
-    step_s = np.broadcast_to(parts.step_s, cut.tp.shape)
-    memory_bytes = np.broadcast_to(memory.total_bytes, cut.tp.shape)
-    fits = (memory_bytes <= usable_memory_fraction() * device.memory_bytes) & (beside <= usable_memory_fraction() * device.host_memory_bytes)
-    return Candidates(cut=cut, parts=parts, memory=memory, step_s=step_s, memory_bytes=memory_bytes, fits=fits)
+        memory_bytes = np.broadcast_to(memory.total_bytes, cut.tp.shape)
+        fits = (memory_bytes <= usable_memory_fraction() * device.memory_bytes) & (beside <= usable_memory_fraction() * device.host_memory_bytes)
+        priced = fits if only_fitting else np.ones_like(fits)
+        parts = step_parts(shape, take(cut, priced), device, question.profile)
+    step_s = _spread(parts.step_s, priced, np.inf)
+    whole = StepParts(**{field.name: _spread(getattr(parts, field.name), priced, 0.0) for field in fields(StepParts)})
+    return Candidates(cut=cut, parts=whole, memory=memory, step_s=step_s, memory_bytes=memory_bytes, fits=fits)
+
+
+def _spread(values: Any, where: np.ndarray, otherwise: float) -> np.ndarray:
+    """Values to the places where a mask holds."""
+    found = np.full(where.shape, otherwise)
+    found[where] = values
+    return found
 
 
 def cuts(question: Question) -> Cut:
@@ -156,19 +166,17 @@ def _fits(question: Question, cut: Cut) -> np.ndarray:
 
 
 def _axes(question: Question) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """(tp, pp, cp, ep, dp, microbatch sequences)."""
+    """(tp, pp, cp, ep, dp, microbatch sequences). Layers need not divide by pp: the fullest stage counts."""
     card, chips = question.card, question.num_chips
-    domain = int(question.device.domain_chips)
-    for tp in _divisors_up_to(card.num_heads, min(_MOST_TP, domain, chips)):
-        for pp in _stages_up_to(card.num_layers, chips // tp):
-            for cp in _powers_up_to(min(_MOST_CP, chips // (tp * pp))):
-                dp, rest = divmod(chips, tp * pp * cp)
-                if rest or question.num_sequences % dp or question.sequence_tokens % _pieces(tp, cp):
+    for tp in divisors(card.num_heads, int(question.device.domain_chips)):
+        for pp in divisors(chips // tp, card.num_layers) if chips % tp == 0 else ():
+            for cp in divisors(chips // (tp * pp)):
+                dp = chips // (tp * pp * cp)
+                if question.num_sequences % dp or question.sequence_tokens % _pieces(tp, cp):
                     continue
                 for ep in _expert_axes(card, dp * cp * tp):
-                    for micro in _powers_up_to(min(_MOST_MICROBATCH, question.num_sequences // dp)):
-                        if (question.num_sequences // dp) % micro == 0:
-                            yield tp, pp, cp, ep, dp, micro
+                    for micro in divisors(question.num_sequences // dp):
+                        yield tp, pp, cp, ep, dp, micro
 
 
 def most_chips(question: Question) -> int:
@@ -176,18 +184,17 @@ def most_chips(question: Question) -> int:
 
     A machine of 100,000 chips rarely divides a batch; what is left over are spares.
     """
-    card, node = question.card, question.machine.node.num_chips
-    shards = np.array(_divisors_up_to(question.num_sequences, question.num_chips))
-    domain, best = int(question.device.domain_chips), 0
-    for tp in _divisors_up_to(card.num_heads, min(_MOST_TP, domain)):
-        for pp in _stages_up_to(card.num_layers, question.num_chips // tp):
-            for cp in _powers_up_to(min(_MOST_CP, question.num_chips // (tp * pp))):
-                if question.sequence_tokens % _pieces(tp, cp):
-                    continue
-                counts = shards * (tp * pp * cp)
-                whole = counts[(counts <= question.num_chips) & ((counts % node == 0) | (counts < node))]
-                best = max(best, int(whole.max(initial=0)))
-    return best
+    card, node, chips = question.card, question.machine.node.num_chips, question.num_chips
+    shards = np.array(divisors(question.num_sequences, chips))
+    inner = {
+        tp * cp
+        for tp in divisors(card.num_heads, int(question.device.domain_chips))
+        for cp in divisors(question.sequence_tokens)
+        if question.sequence_tokens % _pieces(tp, cp) == 0
+    }
+    counts = np.unique(np.outer(np.array(sorted(inner)), np.arange(1, card.num_layers + 1)))
+    counts = np.unique(np.outer(counts[counts <= chips], shards))
+    return int(counts[(counts <= chips) & ((counts % node == 0) | (counts < node))].max(initial=0))
 
 
 def _pieces(tp: int, cp: int) -> int:
@@ -199,18 +206,4 @@ def _expert_axes(card: ModelCard, ranks: int) -> Iterator[int]:
     if card.moe is None:
         yield 1
         return
-    yield from (ep for ep in _divisors_up_to(card.moe.num_experts, ranks) if ranks % ep == 0)
-
-
-def _divisors_up_to(number: int, most: int) -> list[int]:
-    return [size for size in range(1, min(number, most) + 1) if number % size == 0]
-
-
-def _stages_up_to(num_layers: int, most: int) -> list[int]:
-    """Pipeline stages: divisors of the layers, or of the layers with embedding and head as one each, and powers of two."""
-    sizes = {*_divisors_up_to(num_layers, most), *_divisors_up_to(num_layers + 2, most), *_powers_up_to(min(num_layers, most))}
-    return sorted(size for size in sizes if size <= num_layers)
-
-
-def _powers_up_to(most: int) -> list[int]:
-    return [2**power for power in range(max(0, most).bit_length()) if 2**power <= most]
+    yield from (ep for ep in divisors(card.moe.num_experts, ranks) if ranks % ep == 0)

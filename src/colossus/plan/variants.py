@@ -6,8 +6,10 @@ same cut without it. ZeRO 2 in a pipeline and offload are tried where the cut do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -18,10 +20,17 @@ from colossus.estimate.shape import Cut
 from colossus.spec.layout import CpKind, Schedule
 from colossus.spec.model import ModelCard
 
-_MOST_VIRTUAL = 16
 # Schedules of two chunks a chip, folded: two virtual stages' worth of layers each.
 _FOLDED = (Schedule.ZB_V, Schedule.V_HALF, Schedule.V_MIN, Schedule.DUALPIPE)
 _SEARCHED = (Schedule.ZB_H1, Schedule.ZB_H2, *_FOLDED)
+
+
+@cache
+def divisors(number: int, most: int | None = None) -> list[int]:
+    """All divisors of a number, smallest first, up to ``most``."""
+    below = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    every = sorted({*below, *(number // size for size in below)})
+    return every if most is None else [size for size in every if size <= most]
 
 
 def take(cut: Cut, where: Any) -> Cut:
@@ -66,7 +75,7 @@ def _sensible(cut: Cut, wanted: dict[str, float]) -> np.ndarray:
 
 def _schedules(cut: Cut, num_layers: int, can: tuple[str, ...]) -> Iterator[Cut]:
     """Virtual stages, and the schedules that the program has: two chunks a chip need layers and microbatches for them."""
-    for stages in range(2, _MOST_VIRTUAL + 1):
+    for stages in divisors(num_layers)[1:] + [size for size in divisors(num_layers + 2)[1:] if num_layers % size]:
         part = take(cut, (cut.pp > 1) & _divides(num_layers, cut.pp * stages) & (cut.num_microbatches % cut.pp == 0))
         yield replace(part, virtual_stages=np.full_like(part.tp, stages))
     for schedule in _SEARCHED:
