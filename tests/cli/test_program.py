@@ -80,9 +80,10 @@ def test_a_gpus_program_does_what_the_closed_forms_say(layout):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not installed("tpu"), reason="colossus[aot] is not installed")
-def test_a_tpus_program_does_what_the_closed_forms_say():
+@pytest.mark.parametrize("topology", ["v5p:2x2x2", "v4:2x2x2"])
+def test_a_tpus_program_does_what_the_closed_forms_say(topology):
     """Memory of so small a step is half the closed form (buffers are shared); of Llama 3 8B on 64 chips it was 0.3 % off."""
-    check(order_of(Layout(fsdp=4, tp=2, remat=Remat.FULL), **TPU), memory_within=0.5)
+    check(order_of(Layout(fsdp=4, tp=2, remat=Remat.FULL), **(TPU | {"topology": topology})), memory_within=0.5)
 
 
 # Steps as they are trained: compiler, model, machine, sequences, tokens of each, layout.
@@ -97,8 +98,6 @@ REAL = [
     ("cuda", "llama-3.1-405b", "llama-3-24k", 2048, 8192, "dp=16,fsdp=128,tp=8,remat=full"),
     ("tpu", "llama-3-8b", "tpu-v5p*64", 64, 8192, "fsdp=64,remat=full"),
     ("tpu", "llama-3-8b", "tpu-v5p*16", 16, 4096, "dp=2,fsdp=4,tp=2,remat=full"),
-    ("tpu", "llama-3-8b", "tpu-v5e*64", 32, 4096, "fsdp=16,tp=4,remat=full"),
-    ("tpu", "llama-3-8b", "tpu-v4*32", 32, 4096, "fsdp=8,tp=4,remat=full"),
 ]
 
 

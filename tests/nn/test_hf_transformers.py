@@ -51,6 +51,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("qwen3_moe", _MOE | {"head_dim": 16, "num_experts_per_tok": 2, "norm_topk_prob": True}),
     "qwen3_moe-raw-top-k": ("qwen3_moe", _MOE | {"head_dim": 8, "num_experts_per_tok": 3, "norm_topk_prob": False}),
 }
+# One of each family always, its variants with the slow ones.
+MARKED = [name if name in ("llama", "mistral-window", "mixtral", "qwen3", "qwen3_moe") else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 
 
 def make_model(case: str) -> Any:
@@ -103,7 +105,7 @@ def our_logits(folder: Path, card: ModelCard, tokens_bt: np.ndarray) -> np.ndarr
     return np.asarray(run(load_params(folder, card), jnp.asarray(tokens_bt), card))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", MARKED)
 def test_their_folder_gives_their_logits_here(case: str, tmp_path: Path) -> None:
     model = save_model(case, tmp_path)
     card = read_card(tmp_path)
@@ -113,7 +115,7 @@ def test_their_folder_gives_their_logits_here(case: str, tmp_path: Path) -> None
     np.testing.assert_allclose(our_logits(tmp_path, card, tokens_bt), theirs, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", MARKED)
 def test_our_folder_gives_our_logits_there(case: str, tmp_path: Path) -> None:
     """Through an export in several shards, loaded by name from what config.json says."""
     save_model(case, tmp_path / "theirs")

@@ -49,7 +49,7 @@ def _check(name, layout, unroll=False):
         ("dense", Layout(dp=2, fsdp=2, tp=2)),
         pytest.param("dense", Layout(dp=2, fsdp=2, num_microbatches=2, remat=Remat.SELECTIVE), marks=pytest.mark.slow),
         pytest.param("tied", Layout(fsdp=2, tp=4, remat=Remat.FULL), marks=pytest.mark.slow),
-        ("mixture", Layout(dp=2, tp=2, remat=Remat.SELECTIVE)),
+        pytest.param("mixture", Layout(dp=2, tp=2, remat=Remat.SELECTIVE), marks=pytest.mark.slow),
     ],
     ids=lambda x: x if isinstance(x, str) else x.describe(),
 )

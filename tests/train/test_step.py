@@ -53,7 +53,11 @@ def trained(layout: Layout, num_steps: int = 5, threshold: float = np.inf):
 
 @pytest.mark.parametrize(
     "layout",
-    [Layout(dp=8), Layout(fsdp=8), Layout(dp=2, fsdp=4), Layout(num_microbatches=4), Layout(dp=4, num_microbatches=2), Layout(fsdp=2, num_microbatches=8)],
+    [
+        Layout(dp=2, fsdp=4),
+        Layout(dp=4, num_microbatches=2),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (Layout(dp=8), Layout(fsdp=8), Layout(num_microbatches=4), Layout(fsdp=2, num_microbatches=8))),
+    ],
     ids=Layout.describe,
 )
 def test_layouts_and_microbatches_give_one_loss_curve(layout):

@@ -118,6 +118,7 @@ log.close(20.0)
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_no_step(tmp_path):
     pytest.importorskip("tensorboardX")
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False)

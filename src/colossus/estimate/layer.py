@@ -64,14 +64,24 @@ def mean_keys(shape: Shape, cut: Cut) -> Numbers:
 
 
 def attention_core(shape: Shape, cut: Cut, device: Device, profile: Profile) -> Pass:
-    """Scores and their use: 2 keys (query_dim + value_dim) FLOP for each token and head, and passes over scores without flash."""
+    """Scores and their use: 2 keys (query_dim + value_dim) FLOP for each token and head, and passes over scores without flash.
+
+    Never faster than memory gives queries, keys and values and takes the output.
+    """
     keys = mean_keys(shape, cut)
     heads = shape.num_heads / cut.tp
     flop = 2 * cut.tokens * keys * heads * (shape.query_dim + shape.value_dim)
     halves = 1 + profile.attention_half_tokens / kernel_tokens(cut) + profile.attention_half_dim / shape.value_dim
     rate = device.attention_flop_per_s * profile.attention_fraction / halves
     scores_s = profile.score_passes * cut.tokens * cut.sequence_tokens * heads * _BYTES / device.memory_bytes_per_s
-    return Pass(forward_s=flop / rate + scores_s, backward_s=2.5 * profile.attention_backward * flop / rate + 2 * scores_s)
+    forward_s = np.maximum(flop / rate, attention_bytes(shape, cut) / device.memory_bytes_per_s)
+    return Pass(forward_s=forward_s + scores_s, backward_s=2.5 * profile.attention_backward * forward_s + 2 * scores_s)
+
+
+def attention_bytes(shape: Shape, cut: Cut) -> Numbers:
+    """Of a forward pass with flash attention: queries and the output of a rank's tokens, keys and values of all that it sees."""
+    heads, kv_heads = shape.num_heads / cut.tp, np.maximum(shape.num_kv_heads / cut.tp, 1.0)
+    return _BYTES * (cut.tokens * heads + cut.tokens * cut.cp * kv_heads) * (shape.query_dim + shape.value_dim)
 
 
 def feed_forward(shape: Shape, cut: Cut, gemm: Gemms, width: Numbers) -> Pass:

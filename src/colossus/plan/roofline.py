@@ -101,9 +101,8 @@ class _Traffic:
 
 def _attention(shape: Shape, cut: Cut, duration_s: float) -> _Work:
     """Flash attention reads queries, keys and values and writes its output; the backward pass does it as often as it multiplies more."""
-    heads, kv_heads = shape.num_heads / cut.tp, max(shape.num_kv_heads / cut.tp, 1.0)
-    flop = 2 * cut.tokens * float(layer.mean_keys(shape, cut)) * heads * (shape.query_dim + shape.value_dim)
-    moved = _WIDE_BYTES * (cut.tokens * heads + cut.tokens * cut.cp * kv_heads) * (shape.query_dim + shape.value_dim)
+    flop = 2 * cut.tokens * float(layer.mean_keys(shape, cut)) * shape.num_heads / cut.tp * (shape.query_dim + shape.value_dim)
+    moved = float(layer.attention_bytes(shape, cut))
     times = 1 + _BACKWARD
     return _Work(name="attention", num_flop=times * flop, num_bytes=times * moved, duration_s=duration_s, num_layers=shape.num_layers, is_wide=True)
 
