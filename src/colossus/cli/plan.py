@@ -13,7 +13,7 @@ from colossus.cli.program import program_options
 
 @click.command("plan")
 @click.argument("job", metavar="JOB")
-@click.option("--on", "machine", help="A machine of the catalog (colossus machines), or CHIP*COUNT, e.g. h100-sxm*64. Without it: this machine.")
+@click.option("--on", "machine", help="A machine of the catalog (colossus machines), or CHIP*COUNT, e.g. h100-sxm*64. Without it, or as `this`: this machine.")
 @click.option("--chips", type=click.IntRange(min=1), help="Use so many chips of the machine.")
 @click.option(
     "--objective", type=click.Choice(["time", "cost", "energy"]), default="time", show_default=True, help="cost and energy choose the number of chips too."
@@ -39,6 +39,7 @@ def command(job: str, machine: str | None, assignments: tuple[str, ...], runs: P
 
     JOB: a job file, or a model of the catalog or a Hugging Face config.json when --on names a machine.
     """
+    machine = None if machine == "this" else machine
     if machine is None and not Path(job).exists():
         _check_is_no_model(job)
     if machine is None:
@@ -63,12 +64,12 @@ def _check_is_no_model(job: str) -> None:
 
 
 def _plan_here(job_file: Path, assignments: tuple[str, ...], workers: int | None, runs: Path, *, as_json: bool) -> None:
-    from colossus.cli.hardware import known_machine
+    from colossus.cli.hardware import known_fit, known_machine
     from colossus.cli.launch import load_any_job, make_plan, resolve_model
     from colossus.cli.show import plan_rows
 
     job = load_any_job(job_file, assignments, workers)
-    plan = make_plan(job, known_machine(runs, measure=False), resolve_model(job)[0])
+    plan = make_plan(job, known_machine(runs, measure=False), resolve_model(job)[0], known_fit(runs))
     if as_json:
         print_json(plan.to_data())
         return

@@ -23,6 +23,13 @@ from colossus.engine.machine import usable_cores
 CPU_MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
 
 
+def worker_environment(kind: str) -> dict[str, str]:
+    """What workers on a ``kind`` of chip see beside our own environment: the platform named (no probing), quiet native logs, cached bytecode."""
+    platforms = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}[kind]
+    quiet = {"JAX_PLATFORMS": platforms, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONDONTWRITEBYTECODE": ""}
+    return quiet if kind != "cpu" or "GLIBC_TUNABLES" in os.environ else quiet | {"GLIBC_TUNABLES": CPU_MALLOC}
+
+
 def _unused(folder: Path, number: int) -> Path:
     """The log of the ``number``-th worker; one that a session before has written is not written over."""
     names = (f"worker-{number}{suffix}.log" for suffix in ("", *(f"-{again}" for again in range(2, 10_000))))
@@ -126,9 +133,13 @@ class LocalEngine:
         return Worker(process=process, line=ours, log=log, started_s=now, last_beat_s=now, last_progress_s=now)
 
     def cores(self, rank: int, num_workers: int) -> list[int]:
-        """The cores of one rank: an equal share each, so that no two workers' threads fight for one core."""
-        if not hasattr(os, "sched_setaffinity"):
-            return []
-        available = usable_cores()
-        share = len(available) // num_workers
-        return available[rank * share : (rank + 1) * share] if share else []
+        return share_of_cores(rank, num_workers)
+
+
+def share_of_cores(rank: int, num_workers: int) -> list[int]:
+    """The cores of one rank: an equal share each, so that no two workers' threads fight for one core."""
+    if not hasattr(os, "sched_setaffinity"):
+        return []
+    available = usable_cores()
+    share = len(available) // num_workers
+    return available[rank * share : (rank + 1) * share] if share else []
