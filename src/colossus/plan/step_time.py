@@ -8,29 +8,25 @@ runs on this machine took over their plans (``colossus calibrate --runs``) is la
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 
-from colossus.catalog.chips import chip_names, load_chip_entry
 from colossus.catalog.local import usual_kernels
-from colossus.catalog.measured import load_coefficients
-from colossus.estimate.device import device_of, is_low_precision, profile_of
 from colossus.estimate.local import Work, local_step, scaled
-from colossus.estimate.shape import Cut, Shape
-from colossus.estimate.step import step_parts
 from colossus.spec.job import Precision, TrainJob
 from colossus.spec.kernels import GangRates
-from colossus.spec.layout import Layout, Remat
+from colossus.spec.layout import Layout
 from colossus.spec.machine import How, Machine
 from colossus.spec.model import ModelCard
 from colossus.spec.plan import OwnFit, StepEstimate
 
-PROGRAM = "colossus"
-
 
 def step_estimate(job: TrainJob, card: ModelCard, machine: Machine, layout: Layout, num_workers: int, own: OwnFit | None = None) -> StepEstimate | None:
     """None where nothing is known: a processor that was never measured, a chip that the catalog lacks, bfloat16 on a processor."""
-    found = _on_processors(job, card, machine, layout, num_workers) if machine.node.chip.kind == "cpu" else _on_chips(job, card, machine, layout)
+    if machine.node.chip.kind == "cpu":
+        found = _on_processors(job, card, machine, layout, num_workers)
+    else:
+        from colossus.plan.chip_time import chip_step  # brings NumPy
+
+        found = chip_step(job, card, machine, layout)
     return found if found is None or own is None or own.machine != machine.identity else calibrated(found, own)
 
 
@@ -110,43 +106,3 @@ def _usual(machine: Machine, num_workers: int) -> tuple[GangRates, How, str] | N
         residual_fraction=0.0,
     )
     return rates, How.ESTIMATED, f"GEMM peak and memory bandwidth of this machine ({peak.how.value}), and what kernels usually reach of them"
-
-
-def _on_chips(job: TrainJob, card: ModelCard, machine: Machine, layout: Layout) -> StepEstimate | None:
-    chip = next((name for name in chip_names() if load_chip_entry(name).name == machine.node.chip.name), None)
-    if chip is None or job.batch.sequence_tokens is None:
-        return None
-    coefficients, precision = load_coefficients(), job.precision.value
-    cut = _cut(job, layout, precision)
-    device = device_of(machine, chip, precision)
-    parts = step_parts(Shape.of(card), cut, device, profile_of(coefficients, chip=chip, precision=precision, program=PROGRAM))
-    parts_s = {name.removesuffix("_s"): float(seconds) for name, seconds in _positive(asdict(parts))}
-    step_s = sum(parts_s.values())
-    lower, upper = coefficients.interval(PROGRAM, chip=chip, precision=precision)
-    source = f"the catalog's figures of {chip}, and programs like this one elsewhere"
-    return StepEstimate(step_s=step_s, lower_step_s=step_s * lower, upper_step_s=step_s * upper, parts_s=parts_s, how=How.DATASHEET, source=source)
-
-
-def _positive(parts: Mapping[str, object]) -> Iterator[tuple[str, float]]:
-    yield from ((name, float(seconds)) for name, seconds in parts.items() if float(seconds) > 0)  # type: ignore[arg-type]
-
-
-def _cut(job: TrainJob, layout: Layout, precision: str) -> Cut:
-    """The trainer's layout in the terms of the closed forms: fsdp shards weights over all data shards."""
-    assert job.batch.sequence_tokens is not None
-    return Cut(
-        tp=float(layout.tp),
-        cp=1.0,
-        pp=1.0,
-        ep=1.0,
-        dp=float(layout.num_data_shards),
-        virtual_stages=1.0,
-        microbatch_sequences=job.batch.num_sequences / layout.num_data_shards / layout.num_microbatches,
-        num_microbatches=float(layout.num_microbatches),
-        sequence_tokens=float(job.batch.sequence_tokens),
-        recompute=float(layout.remat is Remat.FULL),
-        selective=float(layout.remat is Remat.SELECTIVE),
-        weights_sharded=float(layout.fsdp > 1),
-        optimizer_sharded=float(layout.fsdp > 1),
-        is_low_precision=float(is_low_precision(precision)),
-    )

@@ -122,6 +122,10 @@ def _copies(num_floats: int, make: Callable[[], Any]) -> list[Any]:
     return [make() for _ in range(max(1, min(_MOST_COPIES, _COLD_BYTES // (4 * num_floats))))]
 
 
+def _each(function: Callable[..., Any], copies: Any) -> list[Any]:
+    return [function(*one) for one in copies]
+
+
 def _products(m: int, n: int, k: int) -> Iterator[Item]:
     """A product and its two gradients, each of sizes (rows, columns, summed)."""
     copies = _copies(m * k + k * n + m * n, lambda: (_array(m, k), _array(k, n), _array(m, n)))
@@ -131,7 +135,7 @@ def _products(m: int, n: int, k: int) -> Iterator[Item]:
         "weight": ((k, n, m), lambda x, w, dy: matmul(x, dy, transpose_a=True)),
     }
     for name, (sizes, multiply) in variants.items():
-        call = partial(jax.jit(lambda all_, f=multiply: [f(*one) for one in all_]), copies)
+        call = partial(jax.jit(partial(_each, multiply)), copies)
         yield Item("product", sizes, call, times=len(copies), variant=name)
 
 
@@ -143,7 +147,7 @@ def _attention(sequences: int, tokens: int, heads: int, dim: int) -> Item:
         out, back = jax.vjp(partial(kernels.attention, scale=dim**-0.5), q, k, v)
         return out, back(d_out)
 
-    return Item("attention", shape, partial(jax.jit(lambda all_: [both(*one) for one in all_]), copies), times=len(copies))
+    return Item("attention", shape, partial(jax.jit(partial(_each, both)), copies), times=len(copies))
 
 
 def _head(tokens: int, width: int, vocabulary: int) -> Item:
@@ -174,18 +178,18 @@ def _elementwise(tokens: int, width: int, ffn: int) -> Item:
         return (x(), _array(width), q(), q(), gate(), gate()), (x(), q(), q(), gate())
 
     copies = _copies(16 * tokens * width + 7 * tokens * ffn, make)
-    return Item("elementwise", (tokens, width, ffn), partial(jax.jit(lambda all_: [both(*one) for one in all_]), copies), times=len(copies))
+    return Item("elementwise", (tokens, width, ffn), partial(jax.jit(partial(_each, both)), copies), times=len(copies))
 
 
 def _slices(shape: tuple[int, ...]) -> Item:
     """Stacked weights cut into layers, and the layers' gradients stacked again."""
-    copies = _copies(3 * int(np.prod(shape)), lambda: _array(*shape))
+    copies = _copies(3 * int(np.prod(shape)), lambda: [_array(*shape)])
 
     def both(stack: jax.Array) -> Any:
         layers, back = jax.vjp(unstack, stack)
         return layers, back(tuple(layer + 0.0 for layer in layers))
 
-    return Item("slices", (int(np.prod(shape)),), partial(jax.jit(lambda all_: [both(one) for one in all_]), copies), times=len(copies))
+    return Item("slices", (int(np.prod(shape)),), partial(jax.jit(partial(_each, both)), copies), times=len(copies))
 
 
 def _update(shape: tuple[int, ...]) -> Item:
@@ -219,7 +223,8 @@ def _messages(num_workers: int) -> Iterator[Item]:
             ("reduce", width * num_workers, lambda x: jax.lax.psum(x, "dp")),
             ("gather", width, lambda x: jax.lax.all_gather(x, "dp")),
         ):
-            x = jax.make_array_from_callback((num_workers, length), NamedSharding(mesh, cut), lambda _, n=length: np.ones((1, n), np.float32))
+            mine = np.ones((1, length), np.float32)
+            x = jax.make_array_from_process_local_data(NamedSharding(mesh, cut), mine)
             run = jax.jit(jax.shard_map(send, mesh=mesh, in_specs=cut, out_specs=cut if kind == "gather" else whole))
             yield Item(cast("Kind", kind), (4 * width * num_workers,), partial(run, x))
 

@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,13 @@ def kinds_of(text: str) -> dict[str, str]:
 def shares_s(spans: Iterable[Span]) -> dict[str, float]:
     """Seconds by kind: every moment between the first start and the last end is divided among the spans that hold it."""
     edges = sorted((at, change, kind) for kind, start, end in spans if end > start for at, change in ((start, 1), (end, -1)))
-    running, seconds = Counter[str](), Counter[str]()
-    for (at, change, kind), (until, _, _) in zip(edges, edges[1:], strict=False):
+    running: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
+    for (at, change, kind), (until, _, _) in pairwise(edges):
         running[kind] += change
         width_s, total = (until - at) / 1e9, sum(running.values())
         for name, number in (running if total else {"overhead": 1}).items():
-            seconds[name] += width_s * number / max(total, 1)
+            seconds[name] = seconds.get(name, 0.0) + width_s * number / max(total, 1)
     return {name: value for name, value in seconds.items() if value > 0}
 
 
