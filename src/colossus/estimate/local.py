@@ -25,9 +25,9 @@ _GEMM_FORWARD, _ATTENTION_FORWARD, _ELEMENTWISE_FORWARD = 1 / 3, 2 / 7, 0.4
 ATTENTION_PRODUCTS = 7
 # What each kind of part is made of, as `colossus calibrate` may scale it.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "compute": ("gemm", "attention", "head", "recompute", "overhead"),
+    "compute": ("gemm", "attention", "head", "recompute", "overhead", "host"),
     "memory": ("elementwise", "optimizer"),
-    "communication": ("dp", "fsdp", "tp"),
+    "communication": ("dp", "fsdp", "tp", "jitter"),
 }
 
 

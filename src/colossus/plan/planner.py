@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from colossus.estimate.flop import train_flop
 from colossus.estimate.memory import MAX_UNROLLED_LAYERS, num_parameters, state_bytes
 from colossus.plan.layouts import WORKER_BYTES, Ask, best_layout, candidates, fixed_size
-from colossus.plan.step_time import step_estimate
+from colossus.plan.step_time import belongs, step_estimate
 from colossus.spec.job import Precision, TrainJob
 from colossus.spec.layout import Layout, Remat
 from colossus.spec.machine import Machine
@@ -114,6 +114,8 @@ def _notes(ask: Ask, workers: int, layout: Layout, step: StepEstimate | None, *,
         yield f"{workers} of {most} possible workers: {most} would not divide batch.num_sequences {ask.job.batch.num_sequences} or not fit"
     if machine.node.chip.kind == "cpu" and workers > machine.num_devices:
         yield f"{workers} workers share {machine.num_devices} core{'s' if machine.num_devices > 1 else ''}: slower than one each"
+    if ask.own is not None and step is not None and not belongs(ask.own, machine):
+        yield f"the calibration of {ask.own.date} is of this machine as it was measured before: colossus calibrate RUN"
     if step is None and ask.card is not None:
         yield f"no step time: {_untimed(ask)}"
     need = ask.memory(layout)

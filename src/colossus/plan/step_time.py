@@ -27,7 +27,17 @@ def step_estimate(job: TrainJob, card: ModelCard, machine: Machine, layout: Layo
         from colossus.plan.chip_time import chip_step  # brings NumPy
 
         found = chip_step(job, card, machine, layout)
-    return found if found is None or own is None or own.machine != machine.identity else calibrated(found, own)
+    return calibrated(found, own) if found is not None and own is not None and belongs(own, machine) else found
+
+
+def belongs(own: OwnFit, machine: Machine) -> bool:
+    """Whether factors were fitted to plans of this machine that rest on what plans rest on now."""
+    return own.machine == machine.identity and own.basis == basis_of(machine)
+
+
+def basis_of(machine: Machine) -> str:
+    """A digest of the figures behind a plan's step time: the kernels', or else the chip's."""
+    return (machine.kernels or machine.node.chip).digest()
 
 
 def calibrated(step: StepEstimate, own: OwnFit) -> StepEstimate:

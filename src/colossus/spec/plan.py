@@ -63,11 +63,12 @@ class Expectation(Spec):
 class OwnFit(Spec):
     """How runs on this very machine came out over their plans: a factor for each group of a step's parts (estimate/local.py).
 
-    ``lower_fraction`` and ``upper_fraction``: measured over planned once the factors are in, 5th and 95th percentile.
+    ``machine``: its identity; ``basis``: what the plans rest on that the factors belong to. ``lower_fraction`` and ``upper_fraction``: measured over planned once the factors are in, 5th and 95th percentile.
     """
 
     schema_version: Literal[1] = Field(1, alias="schema")
     machine: str
+    basis: str
     date: str
     num_runs: int
     runs: list[str]
