@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -11,12 +11,31 @@ from colossus.spec.kernels import GangRates, Probe, Timing
 from colossus.spec.layout import Layout
 
 _FLOAT_BYTES = 4
+# No step saves more of its kernels' time than this; a figure below it is a disturbed measurement.
+_LEAST_REST = -0.5
 
 
 def rates_of(probe: Probe) -> GangRates:
-    """The curves through all shapes, and what a whole step takes beside its parts."""
+    """The curves through all shapes, and what a whole step takes beside its parts and varies by.
+
+    The latter round by round, each against the rates of its own round: a neighbour's load falls on both.
+    """
+    rounds = [[one.of_round(number) for one in probe.timings if one.kind != "compile"] for number in range(probe.num_rounds)]
+    steps = [one for one in probe.timings if one.kind == "step"]
+    lower, upper = np.percentile([seconds / step.median_s for step in steps for seconds in step.repeats_s] or [1.0], [5, 95])
+    rests = [rest for timings in rounds for rest in _rests(probe, timings, _curves(probe.num_workers, timings))]
+    update = {
+        "rest_fraction": max(_LEAST_REST, float(np.median(rests))) if rests else 0.0,
+        "compile_layer_s": next((one.median_s / one.sizes[0] for one in probe.timings if one.kind == "compile"), None),
+        "lower_fraction": float(lower),
+        "upper_fraction": float(upper),
+    }
+    return _curves(probe.num_workers, probe.timings).model_copy(update=update)
+
+
+def _curves(num_workers: int, timings: Sequence[Timing]) -> GangRates:
     by_kind: dict[str, list[Timing]] = {}
-    for timing in probe.timings:
+    for timing in timings:
         by_kind.setdefault(timing.kind, []).append(timing)
     errors: list[float] = []
     products, attentions, heads = by_kind["product"], by_kind["attention"], by_kind["head"]
@@ -25,9 +44,8 @@ def rates_of(probe: Probe) -> GangRates:
     head = _curve(heads, [6.0 * np.prod(one.sizes) for one in heads], [one.sizes[1:2] for one in heads], errors)
     messages = {kind: _line(by_kind[kind]) for kind in ("reduce", "gather") if kind in by_kind}
     reduce, gather = messages.get("reduce", (None, 0.0)), messages.get("gather", (None, 0.0))
-    lower, upper = _scatter([one for one in probe.timings if one.upper_s > one.lower_s])
-    rates = GangRates(
-        num_workers=probe.num_workers,
+    return GangRates(
+        num_workers=num_workers,
         gemm_flop_per_s=gemm[0],
         gemm_halves=(gemm[1], gemm[2], gemm[3]),
         attention_flop_per_s=attention[0],
@@ -41,23 +59,20 @@ def rates_of(probe: Probe) -> GangRates:
         reduce_latency_s=reduce[1],
         gather_bytes_per_s=gather[0],
         gather_latency_s=gather[1],
-        compile_layer_s=next((one.median_s / one.sizes[0] for one in by_kind.get("compile", [])), None),
-        lower_fraction=lower,
-        upper_fraction=upper,
+        lower_fraction=1.0,
+        upper_fraction=1.0,
         residual_fraction=float(np.median(np.abs(errors))),
     )
-    return rates.model_copy(update={"rest_fraction": _rest(probe, by_kind.get("step", []), rates)})
 
 
-def _rest(probe: Probe, steps: Sequence[Timing], rates: GangRates) -> float:
-    """Mean over the timed steps of (measured less the sum of parts) over the parts of compute."""
-    found = []
-    for step in steps:
-        layout = Layout.from_data({step.variant: probe.num_workers}, origin="probe")
-        parts = local_step(Work.of(probe.step_card, layout, *step.sizes), rates)
-        compute_s = sum(seconds for name, seconds in parts.items() if name not in ("dp", "fsdp"))
-        found.append((step.median_s - sum(parts.values())) / compute_s)
-    return float(np.mean(found)) if found else 0.0
+def _rests(probe: Probe, timings: Sequence[Timing], rates: GangRates) -> Iterator[float]:
+    """Of each timed step, (measured less the sum of parts) over the parts of compute."""
+    for step in timings:
+        if step.kind == "step":
+            layout = Layout.from_data({step.variant: probe.num_workers}, origin="probe")
+            parts = local_step(Work.of(probe.step_card, layout, *step.sizes), rates)
+            compute_s = sum(seconds for name, seconds in parts.items() if name not in ("dp", "fsdp"))
+            yield (step.median_s - sum(parts.values())) / compute_s
 
 
 def _attention_flop(timing: Timing) -> float:
@@ -95,10 +110,3 @@ def _rate(counted: Iterable[tuple[float, Timing]]) -> float:
     """Bytes per second over all of them together."""
     pairs = list(counted)
     return float(np.median([_FLOAT_BYTES * floats / one.median_s for floats, one in pairs]))
-
-
-def _scatter(timings: Sequence[Timing]) -> tuple[float, float]:
-    """5th and 95th percentile of a repeat over the median, weighted by time: the middle of all kernels' own."""
-    lower = [one.lower_s / one.median_s for one in timings]
-    upper = [one.upper_s / one.median_s for one in timings]
-    return float(np.median(lower)), float(np.median(upper))

@@ -9,7 +9,7 @@ from math import prod
 from colossus.estimate.memory import program_memory, state_bytes, train_memory
 from colossus.spec.cuts import check_batch, check_layout
 from colossus.spec.errors import Problem
-from colossus.spec.job import TrainJob
+from colossus.spec.job import Precision, TrainJob
 from colossus.spec.layout import Layout, Remat
 from colossus.spec.machine import Machine
 from colossus.spec.model import ModelCard
@@ -47,7 +47,14 @@ class Ask:
             precision=self.job.precision,
             optimizer=self.job.optimizer.kind,
             platform=self.machine.node.chip.kind,
+            fused=self._is_fused,
         )
+
+    @property
+    def _is_fused(self) -> bool:
+        """Whether the compiled kernels were seen to run on this machine, and take this job."""
+        kernels = self.machine.kernels
+        return kernels is not None and kernels.fused and self.job.precision is Precision.FLOAT32
 
     def available_bytes(self, layout: Layout) -> float:
         """What one device may use. On a CPU its worker's share of the node, less the worker itself and the fast tier."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,7 +14,7 @@ Kind = Literal["product", "attention", "head", "elementwise", "slices", "update"
 
 
 class Timing(Spec):
-    """Seconds of one call of a kernel: the median of its repeats, all workers calling it at once.
+    """Seconds of each call of a kernel, one a round, all workers calling it at once.
 
     ``sizes`` by kind. product: (m, n, k), in ``variant`` forward, input or weight (gradients). attention, forward and backward: (sequences,
     tokens, heads, head_dim). head: (tokens, model_dim, vocabulary). elementwise: (tokens, model_dim, ffn_dim), of one layer. slices and
@@ -24,9 +25,15 @@ class Timing(Spec):
     kind: Kind
     sizes: tuple[int, ...]
     variant: str = ""
-    median_s: float
-    lower_s: float
-    upper_s: float
+    repeats_s: Annotated[list[float], Field(min_length=1)]
+
+    @property
+    def median_s(self) -> float:
+        return median(self.repeats_s)
+
+    def of_round(self, number: int) -> Timing:
+        """This timing as if there had been one round, the ``number``-th."""
+        return self.model_copy(update={"repeats_s": [self.repeats_s[number]]})
 
 
 class ProbeOrder(Spec):
@@ -40,9 +47,11 @@ class ProbeOrder(Spec):
 
 
 class Probe(Spec):
-    """What the workers of one gang measured. ``step_card``: the decoder whose whole steps were timed."""
+    """What the workers of one gang measured. ``step_card``: the decoder whose whole steps were timed. ``fused``: with the compiled kernels."""
 
     num_workers: int
+    num_rounds: int
+    fused: bool
     step_card: ModelCard
     timings: list[Timing]
 
@@ -52,8 +61,8 @@ class GangRates(Spec):
 
     A product (m, n, k) takes ``2 m n k / gemm_flop_per_s (1 + m_half/m + n_half/n + k_half/k)``; attention over T tokens with head_dim D
     ``flop / attention_flop_per_s (1 + T_half/T + D_half/D)``; the head with model_dim D ``flop / head_flop_per_s (1 + D_half/D)``. A message
-    takes its bytes over the rate, and the latency. ``rest_fraction``: of the time of all parts, what a whole step takes beside them. ``compile_layer_s``: compiling the step, for each layer.
-    ``lower_fraction`` and ``upper_fraction``: repeats of a kernel over their median, 5th and 95th percentile. ``residual_fraction``: median error of the fits.
+    takes its bytes over the rate, and the latency. ``rest_fraction``: of the time of all parts, what a whole step takes beside them, or saves. ``compile_layer_s``: compiling the step, for each layer.
+    ``lower_fraction`` and ``upper_fraction``: whole steps over their median, 5th and 95th percentile. ``residual_fraction``: median error of the fits.
     """
 
     num_workers: Annotated[int, Field(ge=1)]
@@ -78,9 +87,14 @@ class GangRates(Spec):
 
 
 class Kernels(Spec):
-    """The rates of every gang that was measured, when, and how. ``disk_bytes_per_s``: writing a file and having it on the disk."""
+    """The rates of every gang that was measured, when, and how.
+
+    ``fused``: compiled kernels ran, which keep no matrix of scores.
+    ``disk_bytes_per_s``: writing a file and having it on the disk.
+    """
 
     date: str
     source: str
     gangs: Annotated[list[GangRates], Field(min_length=1)]
+    fused: bool = False
     disk_bytes_per_s: float | None = None

@@ -63,8 +63,7 @@ class Item:
         self.compiling: Timing | None = None
 
     def timing(self) -> Timing:
-        lower_s, median_s, upper_s = np.percentile(np.array(self.seconds) / self.times, [5, 50, 95])
-        return Timing(kind=self.kind, sizes=self.sizes, variant=self.variant, median_s=median_s, lower_s=lower_s, upper_s=upper_s)
+        return Timing(kind=self.kind, sizes=self.sizes, variant=self.variant, repeats_s=[seconds / self.times for seconds in self.seconds])
 
 
 def measure(order: ProbeOrder) -> Probe:
@@ -89,7 +88,8 @@ def measure(order: ProbeOrder) -> Probe:
     distributed.barrier("measured", 600)
     distributed.leave()
     compiling = [item.compiling for item in items if item.compiling is not None]
-    return Probe(num_workers=order.num_workers, step_card=_STEP_CARD, timings=[*(item.timing() for item in items), *compiling[:1]])
+    timings = [*(item.timing() for item in items), *compiling[:1]]
+    return Probe(num_workers=order.num_workers, num_rounds=done, fused=kernels.in_use(), step_card=_STEP_CARD, timings=timings)
 
 
 def _rounds(order: ProbeOrder, done: int, elapsed_s: float) -> int:
@@ -101,6 +101,7 @@ def _rounds(order: ProbeOrder, done: int, elapsed_s: float) -> int:
 def _items(num_workers: int) -> Iterator[Item]:
     for m, n, k in _PRODUCTS:
         yield from _products(m, n, k)
+    yield _step(num_workers, "dp")
     yield from (_attention(*sizes) for sizes in _ATTENTIONS)
     yield from (_head(*sizes) for sizes in _HEADS)
     yield from (_elementwise(*sizes) for sizes in _LAYERS)
@@ -109,8 +110,6 @@ def _items(num_workers: int) -> Iterator[Item]:
         yield _update(stack)
     if num_workers > 1:
         yield from _messages(num_workers)
-    yield _step(num_workers, "dp")
-    if num_workers > 1:
         yield _step(num_workers, "fsdp")
 
 
@@ -260,7 +259,7 @@ def _step(num_workers: int, axis: str) -> Item:
         return measures
 
     item = Item("step", (num_sequences, _STEP_TOKENS), call, variant=axis)
-    item.compiling = Timing(kind="compile", sizes=(_STEP_CARD.num_layers,), median_s=compile_s, lower_s=compile_s, upper_s=compile_s)
+    item.compiling = Timing(kind="compile", sizes=(_STEP_CARD.num_layers,), repeats_s=[compile_s])
     return item
 
 

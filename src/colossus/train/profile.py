@@ -59,7 +59,7 @@ def profiled(program: Any) -> Iterator[StepProfile]:
 
 
 def kind_of(name: str, scope: str = "") -> str:
-    found = next((kind for kind, pattern in _CALLS if re.search(pattern, name)), None)
+    found = next((kind for kind, pattern in _CALLS if re.search(pattern, name)), "gemm" if scope.endswith("/dot_general") else None)
     return found or ("optimizer" if f"/{_OPTIMIZER_SCOPE}/" in scope else "elementwise")
 
 
