@@ -5,35 +5,16 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rates import RATES
 from test_plan import CARD, cpus, gpus, job, plan
 
 from colossus.catalog.models import load_model
 from colossus.plan import plan_layout
 from colossus.plan.own_runs import OwnRun, fit_own, planned_s
 from colossus.plan.step_time import basis_of
-from colossus.spec.kernels import GangRates, Kernels
+from colossus.spec.kernels import Kernels
 from colossus.spec.machine import Figure, How, Machine
 from colossus.spec.plan import OwnFit, Plan, StepEstimate
-
-RATES = GangRates(
-    num_workers=2,
-    gemm_flop_per_s=1e11,
-    gemm_halves=(30.0, 40.0, 20.0),
-    attention_flop_per_s=8e10,
-    attention_halves=(100.0, 20.0),
-    head_flop_per_s=9e10,
-    head_halves=(15.0,),
-    elementwise_bytes_per_s=1e10,
-    slices_bytes_per_s=8e9,
-    update_bytes_per_s=2e10,
-    reduce_bytes_per_s=6e8,
-    gather_bytes_per_s=1.2e9,
-    rest_fraction=0.05,
-    compile_layer_s=0.5,
-    lower_fraction=0.95,
-    upper_fraction=1.1,
-    residual_fraction=0.02,
-)
 
 
 def measured(cores: int = 2, **changes: float) -> Machine:

@@ -60,5 +60,20 @@ def test_a_real_program_is_seen():
     jax.block_until_ready(program(x))
     with profiled(program) as profile:
         jax.block_until_ready(program(x))
-    parts = profile.parts_s()
+    parts = profile.parts_s
     assert parts["gemm"] > 0 and parts["optimizer"] > 0
+
+
+def test_a_step_runs_to_its_end_where_it_cannot_be_profiled(monkeypatch):
+    def refuse(folder):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", refuse)
+    with profiled(None) as profile:
+        done = 1 + 1
+    assert (done, profile.parts_s) == (2, {})
+
+
+def test_a_lost_peer_is_seen_through_the_profile():
+    with pytest.raises(RuntimeError, match="connection closed by peer"), profiled(None):
+        raise RuntimeError("connection closed by peer")

@@ -32,7 +32,7 @@ def calibrate_on(folders: Sequence[Path], runs: Path) -> tuple[OwnFit, list[OwnR
         try:
             used.append(_read(open_run(folder), machine))
         except ColossusError as error:
-            left_out[str(folder)] = str(error)
+            left_out[str(folder)] = f"{error}; {error.hint}" if error.hint else str(error)
     if not used:
         told = "\n  ".join(f"{folder}: {reason}" for folder, reason in left_out.items())
         raise DataError(f"none of {len(left_out)} runs can be used:\n  {told}")

@@ -142,8 +142,8 @@ class Loop:
         duration_s = time.perf_counter() - begin
         self._step_times = [*self._step_times[-49:], duration_s]
         self._tell_step(measured, duration_s, data_s)
-        if profile is not None:
-            self._tell("step_parts", step=self._step, parts_s=profile.parts_s())
+        if profile is not None and profile.parts_s:
+            self._tell("step_parts", step=self._step, parts_s=profile.parts_s)
         self._on_progress(self._step, median(self._step_times))
         self._watch(measured)
         self._answer({name for name, asked in zip(REQUESTS, measured["requests"], strict=True) if asked})

@@ -33,29 +33,34 @@ Span = tuple[str, int, int]  # an operation's name, and its first and last nanos
 
 
 class StepProfile:
-    """One step's operations, read off the profiler's files; ``parts_s`` is {} where it saw nothing."""
+    """One step's seconds by part; {} where the profiler could not be used or saw nothing."""
 
-    def __init__(self, program: Any) -> None:
-        self._program = program
-        self._spans: list[Span] = []
+    def __init__(self) -> None:
+        self.parts_s: dict[str, float] = {}
 
-    def read(self, folder: str) -> None:
-        for path in Path(folder).rglob("*.xplane.pb"):
-            self._spans += _operations(jax.profiler.ProfileData.from_file(str(path)))
-
-    def parts_s(self) -> dict[str, float]:
-        kinds = kinds_of(self._program.as_text() or "") if self._spans else {}
-        return shares_s((kinds.get(name, kind_of(name)), start, end) for name, start, end in self._spans)
+    def read(self, folder: str, program: Any) -> None:
+        kinds = kinds_of(program.as_text() or "")
+        spans = [span for path in Path(folder).rglob("*.xplane.pb") for span in _operations(jax.profiler.ProfileData.from_file(str(path)))]
+        self.parts_s = shares_s((kinds.get(name, kind_of(name)), start, end) for name, start, end in spans)
 
 
 @contextlib.contextmanager
 def profiled(program: Any) -> Iterator[StepProfile]:
-    """Profiles what runs inside, which is a call of the compiled ``program``."""
-    profile = StepProfile(program)
-    with tempfile.TemporaryDirectory(prefix="colossus-profile-") as folder:
-        with jax.profiler.trace(folder):
+    """Profiles what runs inside, which is a call of the compiled ``program``. Nothing that fails in profiling ends the step."""
+    profile = StepProfile()
+    with contextlib.ExitStack() as stack:
+        folder = None
+        with contextlib.suppress(Exception):  # a full disk, a profile under way
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="colossus-profile-", ignore_cleanup_errors=True))
+            jax.profiler.start_trace(folder)
+        try:
             yield profile
-        profile.read(folder)
+        finally:
+            with contextlib.suppress(Exception):
+                jax.profiler.stop_trace()
+        if folder is not None:
+            with contextlib.suppress(Exception):
+                profile.read(folder, program)
 
 
 def kind_of(name: str, scope: str = "") -> str:
