@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from colossus.cli.common import DEFAULT_RUNS, json_option, paper, print_json, talk
-from colossus.spec.units import format_quantity
 
 if TYPE_CHECKING:
     from colossus.catalog.measured import Coefficients
@@ -75,6 +74,7 @@ def _fit_own(folders: Sequence[Path], runs: Path, *, as_json: bool) -> None:
     from colossus.cli.hardware import own_file
     from colossus.cli.own_runs import calibrate_on
     from colossus.plan.own_runs import planned_s
+    from colossus.spec.units import format_quantity
 
     found, used, left_out = calibrate_on(folders, runs)
     rows = [
