@@ -23,7 +23,7 @@ from train_speed import SIZES, VOCAB
 from colossus.spec.event import read_events
 
 LAYOUTS = {"1 worker x 2 cores": (1, "dp", 1), "2 workers x 1 core, dp 2": (2, "dp", 2), "2 workers x 1 core, fsdp 2": (2, "fsdp", 2)}
-STEPS = {"14m": 12, "91m": 7}
+STEPS = {"14m": 9, "91m": 5}
 WARM = 2
 
 

@@ -17,7 +17,7 @@ from colossus.spec.run import write_atomic
 from colossus.spec.units import format_quantity
 
 # How long the kernels are timed, all gangs together, beside starting and compiling.
-_KERNELS_S = 40.0
+_KERNELS_S = 24.0
 
 
 def known_machine(runs: Path, *, measure: bool = True) -> Machine:

@@ -19,8 +19,9 @@ import psutil
 from colossus.engine.machine import usable_cores
 
 # XLA's CPU runtime allocates a step's temporaries anew each time. In huge pages that the process keeps, instead of small
-# ones that the kernel clears for every step, a step of a 14 M Llama takes 6 % less time (LAB.md). Only glibc reads this.
-CPU_MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
+# ones that the kernel clears for every step, a step of a 14 M Llama takes 6 % less time (LAB.md). One arena for all threads: the
+# others give every heap that falls empty back to the system, whatever the threshold, and each step faulted 1.1 GB anew. Only glibc reads this.
+CPU_MALLOC = "glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
 
 
 def worker_environment(kind: str) -> dict[str, str]:
