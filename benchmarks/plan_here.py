@@ -81,9 +81,10 @@ def main() -> None:
                     f"({found['step_s']['min']:.3f} to {found['step_s']['max']:.3f}): {found['planned_over_measured']:.2f} x",
                     flush=True,
                 )
-    worst = max(abs(figure["planned_over_measured"] - 1) for figure in figures.values())
-    path = record("plan_here", {"worst_error_fraction": worst, "took_s": time.monotonic() - begin, "kernels": machine["kernels"], "runs": figures})
-    print(f"worst error {worst:.1%}; {path}")
+                worst = max(abs(figure["planned_over_measured"] - 1) for figure in figures.values())
+                took_s = time.monotonic() - begin
+                path = record("plan_here", {"worst_error_fraction": worst, "took_s": took_s, "kernels": machine["kernels"], "runs": figures})
+        print(f"worst error {worst:.1%}; {path}")
 
 
 if __name__ == "__main__":
