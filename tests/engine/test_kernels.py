@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import sys
-
 import pytest
 
 from colossus.engine import kernels
@@ -36,26 +31,3 @@ def test_a_child_that_fails_says_why(monkeypatch):
 def test_the_disk_is_timed_and_left_clean(tmp_path):
     assert kernels.disk_bytes_per_s(tmp_path) > 1e5
     assert not list(tmp_path.iterdir())
-
-
-_FAULTS = """
-import resource
-import jax, jax.numpy as jnp
-x = jnp.ones((2048, 2048))
-step = jax.jit(lambda x: [jnp.sin(x + i) @ x for i in range(8)])
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    before = faults()
-    jax.block_until_ready(step(x))
-print(faults() - before)
-"""
-
-
-@pytest.mark.slow
-def test_workers_keep_the_memory_of_a_step():
-    """A step's temporaries come from pages that the process already has; given back and taken anew they cost a third of a step (LAB.md)."""
-    if platform.libc_ver()[0] != "glibc":
-        pytest.skip("only glibc reads the tunables")
-    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | worker_environment("cpu")
-    done = subprocess.run([sys.executable, "-c", _FAULTS], env=environment, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 100

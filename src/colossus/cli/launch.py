@@ -25,6 +25,8 @@ from colossus.spec.plan import Infeasible, OwnFit, Plan
 from colossus.spec.run import Inputs, Run, create_run, open_run, write_atomic
 
 ENGINES = ("local",)
+# Times its need that a worker's share of the node must be before it keeps what a step used (engine/process.py).
+_ROOMY = 3
 Kills = tuple[tuple[int, int], ...]  # (rank, step) each
 # What a resumed run may not change: it would be another network, or other data.
 _FIXED: tuple[str, ...] = (
@@ -110,7 +112,7 @@ def supervise(run: Run, *, kills: Kills) -> str:
     job, plan, machine = run.load_job(), run.load_plan(), run.load_machine()
     layouts = {plan.num_workers: plan.layout} | _smaller_layouts(job, machine, plan, run)
     with _lock(run), Watch(run) as watch, _ram_blocks(job, plan.num_workers) as blocks:
-        engine = LocalEngine(run.folder, blocks, environment=worker_environment(machine.node.chip.kind))
+        engine = LocalEngine(run.folder, blocks, environment=worker_environment(machine.node.chip.kind, is_roomy=_is_roomy(plan, machine)))
         task = Task(
             run=run,
             recovery=job.recovery,
@@ -245,6 +247,12 @@ def _start_payload(job: TrainJob, machine: Machine, plan: Plan) -> dict[str, Any
         "peak_how": f"{peak.how.value}: {peak.source}" + (f"; {used} of {total} used" if used < total else "") if peak else None,
         "planned": plan.expectation().to_data(),
     }
+
+
+def _is_roomy(plan: Plan, machine: Machine) -> bool:
+    """Whether all workers of a node could hold what they need several times over; not where the need is not known."""
+    need_bytes = plan.expectation().memory_bytes
+    return need_bytes is not None and _ROOMY * need_bytes * plan.num_workers / machine.num_nodes <= machine.node.memory_bytes
 
 
 def num_devices_used(machine: Machine, num_workers: int) -> int:

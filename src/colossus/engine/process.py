@@ -19,16 +19,23 @@ import psutil
 from colossus.engine.machine import usable_cores
 
 # XLA's CPU runtime allocates a step's temporaries anew each time. In huge pages that the process keeps, instead of small
-# ones that the kernel clears for every step, a step of a 14 M Llama takes 6 % less time (LAB.md). One arena for all threads: the
-# others give every heap that falls empty back to the system, whatever the threshold, and each step faulted 1.1 GB anew. Only glibc reads this.
-CPU_MALLOC = "glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
+# ones that the kernel clears for every step, a step of a 14 M Llama takes 6 % less time (LAB.md). Only glibc reads this.
+CPU_MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
+# With an arena a thread, large blocks of all threads but the first go back to the system at once, whatever the threshold, and each step
+# faults them anew: 1.1 GB at 14 M, 0.1 to 0.8 s of 1.8 s. In one arena they stay, at up to twice the memory (LAB.md).
+_ONE_ARENA = "glibc.malloc.arena_max=1:"
 
 
-def worker_environment(kind: str) -> dict[str, str]:
-    """What workers on a ``kind`` of chip see beside our own environment: the platform named (no probing), quiet native logs, cached bytecode."""
+def worker_environment(kind: str, *, is_roomy: bool = True) -> dict[str, str]:
+    """What workers on a ``kind`` of chip see beside our own environment: the platform named (no probing), quiet native logs, cached bytecode.
+
+    ``is_roomy``: there is memory to spare, so that they may keep what a step used.
+    """
     platforms = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}[kind]
     quiet = {"JAX_PLATFORMS": platforms, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONDONTWRITEBYTECODE": ""}
-    return quiet if kind != "cpu" or "GLIBC_TUNABLES" in os.environ else quiet | {"GLIBC_TUNABLES": CPU_MALLOC}
+    if kind != "cpu" or "GLIBC_TUNABLES" in os.environ:
+        return quiet
+    return quiet | {"GLIBC_TUNABLES": (_ONE_ARENA if is_roomy else "") + CPU_MALLOC}
 
 
 def _unused(folder: Path, number: int) -> Path:
