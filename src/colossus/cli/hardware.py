@@ -52,7 +52,7 @@ def describe(runs: Path, *, measure: bool) -> Machine:
 
 def measure_kernels(runs: Path) -> Machine:
     """``describe``, and the trainer's own kernels timed in gangs of one worker and of one a core; remembered."""
-    from colossus.engine.kernels import disk_bytes_per_s, time_kernels
+    from colossus.engine.kernels import time_kernels
     from colossus.engine.process import worker_environment
     from colossus.estimate.kernel_fit import rates_of
 
@@ -68,7 +68,6 @@ def measure_kernels(runs: Path) -> Machine:
         source="colossus machine --measure",
         gangs=[rates_of(probe) for probe in probes],
         fused=all(probe.fused for probe in probes),
-        disk_bytes_per_s=disk_bytes_per_s(_file(runs).parent),
     )
     machine = machine.model_copy(update={"kernels": kernels})
     write_atomic(_file(runs), machine.to_json())
@@ -125,8 +124,6 @@ def _kernel_rows(machine: Machine) -> list[tuple[str, str, str]]:
         reduce = f", sum of gradients {format_quantity(gang.reduce_bytes_per_s, 'B/s')}" if gang.reduce_bytes_per_s else ""
         rates = f"products {format_quantity(gang.num_workers * gang.gemm_flop_per_s, 'FLOP/s')}{reduce}"
         rows.append((f"kernels, {name}", rates, f"measured {machine.kernels.date}; curves off by {gang.residual_fraction:.1%} at the median"))
-    if machine.kernels.disk_bytes_per_s is not None:
-        rows.append(("disk", format_quantity(machine.kernels.disk_bytes_per_s, "B/s"), f"measured {machine.kernels.date}: written and synced"))
     return rows
 
 

@@ -7,9 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from colossus.engine.coordination import CoordinationService
 from colossus.engine.process import share_of_cores
@@ -17,7 +15,6 @@ from colossus.spec.errors import ColossusError, EngineError
 from colossus.spec.kernels import Probe, ProbeOrder
 
 _GRACE_S = 600.0
-_DISK_BYTES = 128 * 2**20
 
 
 def time_kernels(sizes: list[int], *, duration_s: float, environment: Mapping[str, str], on_gang: Callable[[int], None] = lambda _: None) -> list[Probe]:
@@ -27,21 +24,6 @@ def time_kernels(sizes: list[int], *, duration_s: float, environment: Mapping[st
         on_gang(num_workers)
         probes.append(_probe(num_workers, duration_s / len(sizes), environment))
     return probes
-
-
-def disk_bytes_per_s(folder: Path) -> float:
-    """Rate of a file's writing until it is on the disk, as a checkpoint is."""
-    block, path = os.urandom(2**20), folder / f".disk-{os.getpid()}"
-    begin = time.perf_counter()
-    try:
-        with path.open("wb") as file:
-            for _ in range(_DISK_BYTES // len(block)):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        return _DISK_BYTES / (time.perf_counter() - begin)
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _probe(num_workers: int, duration_s: float, environment: Mapping[str, str]) -> Probe:

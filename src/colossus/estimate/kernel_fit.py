@@ -26,7 +26,7 @@ def rates_of(probe: Probe) -> GangRates:
     rests = [rest for timings in rounds for rest in _rests(probe, timings, _curves(probe.num_workers, timings))]
     update = {
         "rest_fraction": max(_LEAST_REST, float(np.median(rests))) if rests else 0.0,
-        "compile_layer_s": next((one.median_s / one.sizes[0] for one in probe.timings if one.kind == "compile"), None),
+        "compile_s": next((one.median_s for one in probe.timings if one.kind == "compile"), None),
         "lower_fraction": float(lower),
         "upper_fraction": float(upper),
     }

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from colossus.estimate.flop import train_flop
-from colossus.estimate.memory import MAX_UNROLLED_LAYERS, num_parameters, state_bytes
+from colossus.estimate.memory import num_parameters, state_bytes
 from colossus.plan.layouts import WORKER_BYTES, Ask, best_layout, candidates, fixed_size
 from colossus.plan.step_time import belongs, step_estimate
 from colossus.spec.job import Precision, TrainJob
 from colossus.spec.layout import Layout, Remat
 from colossus.spec.machine import Machine
 from colossus.spec.model import ModelCard
-from colossus.spec.plan import Infeasible, OwnFit, Plan, SaveEstimate, StepEstimate
+from colossus.spec.plan import Infeasible, OwnFit, Plan, StepEstimate
 from colossus.spec.units import format_quantity
 
 
@@ -84,28 +84,17 @@ def _plan(ask: Ask, workers: int, layout: Layout, *, most: int) -> Plan:
         memory_per_device=need,
         worker_bytes=round(WORKER_BYTES + ask.ram_tier_bytes(layout)) if ask.machine.node.chip.kind == "cpu" else None,
         step=step,
-        save=_save(ask, layout),
-        compile_s=_compile_s(ask, layout, workers),
+        save_bytes=None if card is None else round(state_bytes(card, layout, job.optimizer.kind) * layout.fsdp * layout.tp),
+        compile_s=_compile_s(ask, workers),
         notes=list(_notes(ask, workers, layout, step, most=most)),
     )
 
 
-def _save(ask: Ask, layout: Layout) -> SaveEstimate | None:
-    """All of the state once, at the rate of this machine's disk."""
-    if ask.card is None:
-        return None
-    size_bytes = state_bytes(ask.card, layout, ask.job.optimizer.kind) * layout.fsdp * layout.tp
-    rate = None if ask.machine.kernels is None else ask.machine.kernels.disk_bytes_per_s
-    return SaveEstimate(size_bytes=round(size_bytes), save_s=None if rate is None else size_bytes / rate)
-
-
-def _compile_s(ask: Ask, layout: Layout, workers: int) -> float | None:
-    """Layers written out one after the other take the compiler as long as each was measured to; a loop takes one."""
+def _compile_s(ask: Ask, workers: int) -> float | None:
+    """As long as the small decoder's step was measured to take: the number of layers changes little."""
     if ask.card is None or ask.machine.kernels is None:
         return None
-    gang = min(ask.machine.kernels.gangs, key=lambda gang: abs(gang.num_workers - workers))
-    unrolled = ask.card.num_layers if layout.remat is Remat.NONE and ask.card.num_layers <= MAX_UNROLLED_LAYERS else 1
-    return None if gang.compile_layer_s is None else gang.compile_layer_s * unrolled
+    return min(ask.machine.kernels.gangs, key=lambda gang: abs(gang.num_workers - workers)).compile_s
 
 
 def _notes(ask: Ask, workers: int, layout: Layout, step: StepEstimate | None, *, most: int) -> Iterator[str]:

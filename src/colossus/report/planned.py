@@ -72,14 +72,15 @@ class PlannedAgainstMeasured:
         if plan is None:
             return []
         rows = self._time_rows(plan.step, tokens_per_step, flop_share) if plan.step is not None and self._steps_s else []
-        kept = plan.save
         rows += [
             _row("peak memory", "B", plan.memory_bytes, memory_bytes),
             _row("compiling the step", "s", plan.compile_s, self._compile_s),
-            _row("checkpoint, begun to committed", "s", None if kept is None else kept.save_s, save[0]),
-            _row("checkpoint size", "B", None if kept is None else kept.size_bytes, save[1]),
+            _row("checkpoint", "B", plan.save_bytes, save[1]),
         ]
-        return [row for row in rows if row.planned is not None and row.measured is not None]
+        told = [row for row in rows if row.planned is not None and row.measured is not None]
+        if told and save[0] is not None:
+            told.append(_row("checkpoint, begun to committed", "s", None, save[0]))
+        return told
 
     def _time_rows(self, step: StepEstimate, tokens_per_step: int | None, flop_share: float | None) -> list[PlannedRow]:
         measured_s = median(self._steps_s)

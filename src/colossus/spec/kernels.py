@@ -19,7 +19,7 @@ class Timing(Spec):
     ``sizes`` by kind. product: (m, n, k), in ``variant`` forward, input or weight (gradients). attention, forward and backward: (sequences,
     tokens, heads, head_dim). head: (tokens, model_dim, vocabulary). elementwise: (tokens, model_dim, ffn_dim), of one layer. slices and
     update: (parameters,). reduce and gather: (bytes,). step: (sequences, tokens), of ``variant`` "dp" or "fsdp".
-    compile: (layers,), once, of that step.
+    compile: (layers,), once, of that step's program.
     """
 
     kind: Kind
@@ -61,7 +61,7 @@ class GangRates(Spec):
 
     A product (m, n, k) takes ``2 m n k / gemm_flop_per_s (1 + m_half/m + n_half/n + k_half/k)``; attention over T tokens with head_dim D
     ``flop / attention_flop_per_s (1 + T_half/T + D_half/D)``; the head with model_dim D ``flop / head_flop_per_s (1 + D_half/D)``. A message
-    takes its bytes over the rate, and the latency. ``rest_fraction``: of the time of all parts, what a whole step takes beside them, or saves. ``compile_layer_s``: compiling the step, for each layer.
+    takes its bytes over the rate, and the latency. ``rest_fraction``: of the time of all parts, what a whole step takes beside them, or saves. ``compile_s``: compiling that step.
     ``lower_fraction`` and ``upper_fraction``: whole steps over their median, 5th and 95th percentile. ``residual_fraction``: median error of the fits.
     """
 
@@ -80,7 +80,7 @@ class GangRates(Spec):
     gather_bytes_per_s: float | None = None
     gather_latency_s: float = 0.0
     rest_fraction: float = 0.0
-    compile_layer_s: float | None = None
+    compile_s: float | None = None
     lower_fraction: float
     upper_fraction: float
     residual_fraction: float
@@ -90,11 +90,9 @@ class Kernels(Spec):
     """The rates of every gang that was measured, when, and how.
 
     ``fused``: compiled kernels ran, which keep no matrix of scores.
-    ``disk_bytes_per_s``: writing a file and having it on the disk.
     """
 
     date: str
     source: str
     gangs: Annotated[list[GangRates], Field(min_length=1)]
     fused: bool = False
-    disk_bytes_per_s: float | None = None

@@ -43,20 +43,13 @@ class StepEstimate(Spec):
     source: str
 
 
-class SaveEstimate(Spec):
-    """A checkpoint on disk: its size, and seconds from its start until it is committed, where the disk's rate is known."""
-
-    size_bytes: int
-    save_s: float | None = None
-
-
 class Expectation(Spec):
-    """What a plan says of a real run, to be held against it. ``memory_bytes``: a worker's on a processor, a device's else."""
+    """What a plan says of a real run, to be held against it. ``memory_bytes``: a worker's on a processor, a device's else. ``save_bytes``: a checkpoint."""
 
     num_workers: int
     step: StepEstimate | None = None
     memory_bytes: int | None = None
-    save: SaveEstimate | None = None
+    save_bytes: int | None = None
     compile_s: float | None = None
 
 
@@ -82,6 +75,7 @@ class Plan(Spec):
     """A layout that fits, with the work, memory and time it needs; hashes tie it to its inputs.
 
     ``worker_bytes``: on a processor, what a worker holds beside the device's need: the process itself, and copies of the state.
+    ``save_bytes``: of a checkpoint on disk.
     """
 
     schema_version: Literal[1] = Field(1, alias="schema")
@@ -94,14 +88,14 @@ class Plan(Spec):
     memory_per_device: MemoryEstimate | None = None
     worker_bytes: int | None = None
     step: StepEstimate | None = None
-    save: SaveEstimate | None = None
+    save_bytes: int | None = None
     compile_s: float | None = None
     notes: list[str] = Field(default_factory=list)
 
     def expectation(self) -> Expectation:
         need = self.memory_per_device
         memory_bytes = None if need is None else need.total_bytes + (self.worker_bytes or 0)
-        return Expectation(num_workers=self.num_workers, step=self.step, memory_bytes=memory_bytes, save=self.save, compile_s=self.compile_s)
+        return Expectation(num_workers=self.num_workers, step=self.step, memory_bytes=memory_bytes, save_bytes=self.save_bytes, compile_s=self.compile_s)
 
 
 class Infeasible(Spec):
