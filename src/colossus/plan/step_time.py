@@ -65,7 +65,7 @@ def _on_processors(job: TrainJob, card: ModelCard, machine: Machine, layout: Lay
     rates, how, source = known
     parts_s = local_step(Work.of(card, layout, job.batch.num_sequences, job.batch.sequence_tokens), rates)
     step_s = sum(parts_s.values())
-    off = rates.residual_fraction
+    off = rates.residual_fraction + abs(rates.rest_fraction)  # how far a whole step lay from its parts
     ends = {"lower_step_s": step_s * max(0.0, rates.lower_fraction - off), "upper_step_s": step_s * (rates.upper_fraction + off)}
     return StepEstimate(step_s=step_s, **ends, parts_s=parts_s, how=how, source=source)
 
