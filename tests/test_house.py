@@ -53,7 +53,7 @@ PURE = {
     *("low_frequency_factor", "high_frequency_factor", "load_balance_weight", "z_loss_weight"),
     *("pp", "cp", "tp", "ep", "zero_stage", "pod_chips", "oversubscription", "cost_usd"),
     *("kv_rank", "query_rank", "rope_head_dim", "value_head_dim", "shared_dim"),
-    *("learning_rate", "weight_decay", "beta1", "beta2", "epsilon", "clip_norm", "spike_sigma"),
+    *("rank", "learning_rate", "weight_decay", "beta1", "beta2", "epsilon", "clip_norm", "spike_sigma"),
 }
 
 

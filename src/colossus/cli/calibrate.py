@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from colossus.cli.common import json_option, paper, print_json, runs_option, talk
+from colossus.cli.common import DEFAULT_RUNS, json_option, paper, print_json, talk
 
 if TYPE_CHECKING:
     from colossus.catalog.measured import Coefficients
@@ -24,13 +24,16 @@ _RUNS_PER_COEFFICIENT = 2
 
 
 @click.command("calibrate")
+@click.argument("own", metavar="[RUN]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--rows", "files", type=click.Path(path_type=Path), multiple=True, help="Measured runs, a CSV file with the catalog's columns; may be repeated.")
 @click.option("--catalog", is_flag=True, help="For maintainers: fit to the catalog's tiers A and B, and write the catalog's own coefficients.")
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Where to write; default .cache/coefficients.toml under the runs folder.")
-@runs_option
+@click.option("--runs", "places", type=click.Path(path_type=Path), multiple=True, help="Folder of runs and caches, default runs; or a RUN, may be repeated.")
 @json_option
-def command(files: tuple[Path, ...], catalog: bool, out: Path | None, runs: Path, as_json: bool) -> None:
-    """Fit the coefficients of estimates (how much of its peak a chip reaches, what communication hides) to measured runs.
+def command(own: tuple[Path, ...], files: tuple[Path, ...], catalog: bool, out: Path | None, places: tuple[Path, ...], as_json: bool) -> None:
+    """Fit estimates to measured runs: with RUN, the plans of this machine to real runs on it; with --rows, the coefficients of chips and programs.
+
+    RUN: a run's folder, or `last`. A few steps of one are enough: the next plan on this machine uses what was found.
 
     What the runs do not tell stays at its prior; no coefficient belongs to a run or a model. Chips and programs that the
     runs do not name keep the catalog's coefficients. About half a minute for 500 runs.
@@ -38,8 +41,13 @@ def command(files: tuple[Path, ...], catalog: bool, out: Path | None, runs: Path
     from colossus.catalog.measured import load_coefficients
     from colossus.cli.files import write_file
 
+    folders, runs = own_places(own, places)
+    if folders:
+        _fit_own(folders, runs, as_json=as_json)
     if not (files or catalog):
-        raise click.UsageError("nothing to fit to: give --rows FILE.csv with measured runs")
+        if not folders:
+            raise click.UsageError("nothing to fit to: give RUN, a run's folder, or --rows FILE.csv with measured runs")
+        return
     cases, left_out = _cases(_runs(files, catalog=catalog))
     known = load_coefficients()
     talk().print(f"fitting to {len(cases)} runs ({len(left_out)} left out), {_wait_words(len(cases))} ...")
@@ -61,6 +69,41 @@ def _warn_of_few(num_decided: float, num_runs: int) -> None:
             f"warning: {num_runs} {'run' if num_runs == 1 else 'runs'} decided {num_decided:.1f} coefficients' worth: the errors above flatter them, other layouts "
             f"may be further off than before; give {math.ceil(_RUNS_PER_COEFFICIENT * num_decided)} runs or more, of several layouts and sizes"
         )
+
+
+def own_places(own: Sequence[Path], places: Sequence[Path]) -> tuple[list[Path], Path]:
+    """The runs to fit to, and the folder of runs whose plans the fit is for; ``--runs`` may name either."""
+    is_run = lambda place: str(place) == "last" or (place / "run.json").exists()
+    folders = [*[place for place in places if is_run(place)], *own]
+    homes = [place for place in places if not is_run(place)]
+    if len(homes) > 1:
+        raise click.UsageError(f"--runs names two folders that are no runs: {homes[0]} and {homes[1]}")
+    near = [folder.parent for folder in folders if str(folder) != "last"]
+    return folders, next(iter([*homes, *near]), DEFAULT_RUNS)
+
+
+def _fit_own(folders: Sequence[Path], runs: Path, *, as_json: bool) -> None:
+    from colossus.cli.hardware import own_file
+    from colossus.cli.own_runs import calibrate_on
+    from colossus.plan.own_runs import planned_s
+    from colossus.spec.units import format_quantity
+
+    found, used, left_out = calibrate_on(folders, runs)
+    rows = [
+        {"run": run.name, "measured_step_s": run.median_s, "planned_before_s": run.planned.step_s, "planned_after_s": planned_s(run, found.factors)}
+        for run in used
+    ]
+    if as_json:
+        print_json({"file": str(own_file(runs)), "fit": found.to_data(), "runs": rows, "left_out": left_out})
+        return
+    console = paper()
+    console.print(f"{own_file(runs)}: fitted to {len(used)} run{'s' if len(used) > 1 else ''}; the next plan on this machine uses it")
+    for row, run in zip(rows, used, strict=True):
+        after_s, took = planned_s(run, found.factors), format_quantity(run.median_s, "s")
+        console.print(f"  {row['run']}: a step took {took}; planned before {format_quantity(run.planned.step_s, 's')}, now {format_quantity(after_s, 's')}")
+    console.print("  " + ", ".join(f"{group} x {factor:.2f}" for group, factor in found.factors.items()))
+    for folder, reason in left_out.items():
+        console.print(f"  left out: {folder}: {reason}")
 
 
 def _runs(files: Sequence[Path], *, catalog: bool) -> list[PublishedRun]:

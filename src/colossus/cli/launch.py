@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from colossus.cli.hardware import known_machine
-from colossus.engine.process import CPU_MALLOC, LocalEngine
+from colossus.cli.hardware import known_fit, known_machine
+from colossus.engine.process import LocalEngine, worker_environment
 from colossus.engine.supervisor import Kill, Supervisor, Task
 from colossus.spec.base import read_toml, set_path
 from colossus.spec.errors import ColossusError, EngineError, InfeasibleError, Problem, RunError, SpecError, nearest
@@ -21,10 +21,12 @@ from colossus.spec.job import TrainJob, load_job
 from colossus.spec.layout import Layout
 from colossus.spec.machine import Machine
 from colossus.spec.model import ModelCard, untrainable
-from colossus.spec.plan import Infeasible, Plan
+from colossus.spec.plan import Infeasible, OwnFit, Plan
 from colossus.spec.run import Inputs, Run, create_run, open_run, write_atomic
 
 ENGINES = ("local",)
+# Times its need that a worker's share of the node must be before it keeps what a step used (engine/process.py).
+_ROOMY = 3
 Kills = tuple[tuple[int, int], ...]  # (rank, step) each
 # What a resumed run may not change: it would be another network, or other data.
 _FIXED: tuple[str, ...] = (
@@ -58,7 +60,7 @@ def prepare(job: TrainJob, runs: Path, *, kills: Kills) -> Run:
     """Checks that the job fits, readies its data, and makes its run folder; nothing is written for a job that cannot run."""
     machine = known_machine(runs)
     card, weights = resolve_model(job)
-    plan = make_plan(job, machine, card)
+    plan = make_plan(job, machine, card, known_fit(runs))
     _check_kills(kills, plan.num_workers)
     if job.program is not None:
         from colossus.train.registry import find_function
@@ -94,7 +96,7 @@ def reopen(folder: Path, assignments: tuple[str, ...], workers: int | None, *, k
     job = TrainJob.from_data(data, origin=str(run.job))
     card = _kept_card(run, job)
     machine = known_machine(run.folder.parent)
-    plan = make_plan(job, machine, card)
+    plan = make_plan(job, machine, card, known_fit(run.folder.parent))
     _check_kills(kills, plan.num_workers)
     with _lock(run):
         write_atomic(run.job, job.to_toml())
@@ -110,7 +112,7 @@ def supervise(run: Run, *, kills: Kills) -> str:
     job, plan, machine = run.load_job(), run.load_plan(), run.load_machine()
     layouts = {plan.num_workers: plan.layout} | _smaller_layouts(job, machine, plan, run)
     with _lock(run), Watch(run) as watch, _ram_blocks(job, plan.num_workers) as blocks:
-        engine = LocalEngine(run.folder, blocks, environment=_environment(machine))
+        engine = LocalEngine(run.folder, blocks, environment=worker_environment(machine.node.chip.kind, is_roomy=_is_roomy(plan, machine)))
         task = Task(
             run=run,
             recovery=job.recovery,
@@ -158,11 +160,11 @@ def _named_model(job: TrainJob) -> tuple[ModelCard | None, Path | None]:
     return entry.model, None
 
 
-def make_plan(job: TrainJob, machine: Machine, card: ModelCard | None) -> Plan:
+def make_plan(job: TrainJob, machine: Machine, card: ModelCard | None, own: OwnFit | None = None) -> Plan:
     """The layout that fits, or InfeasibleError with what would."""
     from colossus.plan import plan_layout
 
-    plan = plan_layout(job, machine, card)
+    plan = plan_layout(job, machine, card, own=own)
     if isinstance(plan, Infeasible):
         raise InfeasibleError(plan.reason, hint=plan.fit)
     return plan
@@ -243,7 +245,14 @@ def _start_payload(job: TrainJob, machine: Machine, plan: Plan) -> dict[str, Any
         "model_flop_per_token": plan.model_flop_per_token,
         "peak_flop_per_s": peak.value * chips * used / total if peak else None,
         "peak_how": f"{peak.how.value}: {peak.source}" + (f"; {used} of {total} used" if used < total else "") if peak else None,
+        "planned": plan.expectation().to_data(),
     }
+
+
+def _is_roomy(plan: Plan, machine: Machine) -> bool:
+    """Whether all workers of a node could hold what they need several times over; not where the need is not known."""
+    need_bytes = plan.expectation().memory_bytes
+    return need_bytes is not None and _ROOMY * need_bytes * plan.num_workers / machine.num_nodes <= machine.node.memory_bytes
 
 
 def num_devices_used(machine: Machine, num_workers: int) -> int:
@@ -282,14 +291,6 @@ def _check_kills(kills: Kills, num_workers: int) -> None:
     problems = [Problem(path="--kill", value=f"{rank}@{step}", rule=rule, hint=f"e.g. --kill {last}@{step}") for rank, step in kills if rank > last]
     if problems:
         raise SpecError("--kill", problems)
-
-
-def _environment(machine: Machine) -> dict[str, str]:
-    """What workers see beside our own environment: the platform named (no probing), quiet native logs, cached bytecode."""
-    kind = machine.node.chip.kind
-    platforms = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}[kind]
-    quiet = {"JAX_PLATFORMS": platforms, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONDONTWRITEBYTECODE": ""}
-    return quiet if kind != "cpu" or "GLIBC_TUNABLES" in os.environ else quiet | {"GLIBC_TUNABLES": CPU_MALLOC}
 
 
 @contextlib.contextmanager

@@ -10,17 +10,23 @@ from colossus.cli.common import json_option, paper, print_json, runs_option
 
 
 @click.command("machine")
-@click.option("--no-measure", is_flag=True, help="Describe only; takes no time.")
+@click.option(
+    "--measure/--no-measure",
+    "measure",
+    default=None,
+    help="--measure: also time the trainer's own kernels, about a minute, so that plans say how long a step takes. --no-measure: describe only. "
+    "Without either: a few seconds.",
+)
 @runs_option
 @json_option
-def command(no_measure: bool, runs: Path, as_json: bool) -> None:
+def command(measure: bool | None, runs: Path, as_json: bool) -> None:
     """Describe the machine this runs on: cores, memory, accelerators, and its measured GEMM FLOP/s and memory bandwidth.
 
-    The measurement is kept under the runs folder, and training reports its MFU against it.
+    The measurement is kept under the runs folder: training reports its MFU against it, and plans the time of its steps by it.
     """
-    from colossus.cli.hardware import describe, machine_rows, warn_of_idle
+    from colossus.cli.hardware import describe, machine_rows, measure_kernels, warn_of_idle
 
-    machine = describe(runs, measure=not no_measure)
+    machine = measure_kernels(runs) if measure else describe(runs, measure=measure is None)
     warn_of_idle(machine)
     if as_json:
         print_json(machine.to_data())

@@ -14,7 +14,9 @@ from colossus.cli.program import program_options
 @click.command("plan")
 @click.argument("job", metavar="JOB")
 @click.option(
-    "--on", "machine", help="A machine of the catalog (colossus machines), or CHIP*COUNT, e.g. h100-sxm*64, COUNT in chips. Without it: this machine."
+    "--on",
+    "machine",
+    help="A machine of the catalog (colossus machines), or CHIP*COUNT, e.g. h100-sxm*64, COUNT in chips. Without it, or as `this`: this machine.",
 )
 @click.option("--chips", type=click.IntRange(min=1), help="Use so many chips of the machine.")
 @click.option(
@@ -97,12 +99,12 @@ def _check_is_no_model(job: str) -> None:
 
 
 def _plan_here(job_file: Path, assignments: tuple[str, ...], workers: int | None, runs: Path, *, as_json: bool) -> None:
-    from colossus.cli.hardware import known_machine
+    from colossus.cli.hardware import known_fit, known_machine
     from colossus.cli.launch import load_any_job, make_plan, resolve_model
     from colossus.cli.show import plan_rows
 
     job = load_any_job(job_file, assignments, workers)
-    plan = make_plan(job, known_machine(runs, measure=False), resolve_model(job)[0])
+    plan = make_plan(job, known_machine(runs, measure=False), resolve_model(job)[0], known_fit(runs))
     if as_json:
         print_json(plan.to_data())
         return

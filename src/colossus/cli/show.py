@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from colossus.cli.common import paper, print_json, talk
-from colossus.spec.plan import Plan
+from colossus.report.planned import PART_NAMES
+from colossus.spec.plan import Plan, StepEstimate
 from colossus.spec.run import Run, write_atomic
 from colossus.spec.units import format_quantity
 
@@ -50,8 +51,19 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("parameters", f"{plan.num_parameters:,}"))
     if plan.model_flop_per_token is not None:
         rows.append(("model FLOP per token", format_quantity(plan.model_flop_per_token, "FLOP")))
+    if plan.step is not None:
+        rows += step_rows(plan.step)
     if plan.memory_per_device is not None:
         parts = plan.memory_per_device.to_data()
         rows.append(("memory per device", format_quantity(plan.memory_per_device.total_bytes, "B", binary=True)))
         rows += [(f"  {name.removesuffix('_bytes')}", format_quantity(size, "B", binary=True)) for name, size in parts.items()]
     return rows + [("note", note) for note in plan.notes]
+
+
+def step_rows(step: StepEstimate) -> list[tuple[str, str]]:
+    """The time of a step: expected, where nine runs in ten end, its parts, longest first, and what it rests on."""
+    ends = f"({format_quantity(step.lower_step_s, 's')} to {format_quantity(step.upper_step_s, 's')} holds 9 runs in 10)"
+    rows = [("step", f"{format_quantity(step.step_s, 's')}  {ends}")]
+    longest = sorted(step.parts_s.items(), key=lambda part: -part[1])
+    rows += [(f"  {PART_NAMES.get(name, name)}", f"{format_quantity(seconds, 's')}  {seconds / step.step_s:.0%}") for name, seconds in longest]
+    return rows + [("  estimated from", f"{step.source} ({step.how.value})")]

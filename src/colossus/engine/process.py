@@ -21,6 +21,21 @@ from colossus.engine.machine import usable_cores
 # XLA's CPU runtime allocates a step's temporaries anew each time. In huge pages that the process keeps, instead of small
 # ones that the kernel clears for every step, a step of a 14 M Llama takes 6 % less time (LAB.md). Only glibc reads this.
 CPU_MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
+# With an arena a thread, large blocks of all threads but the first go back to the system at once, whatever the threshold, and each step
+# faults them anew: 1.1 GB at 14 M, 0.1 to 0.8 s of 1.8 s. In one arena they stay, at up to twice the memory (LAB.md).
+_ONE_ARENA = "glibc.malloc.arena_max=1:"
+
+
+def worker_environment(kind: str, *, is_roomy: bool = True) -> dict[str, str]:
+    """What workers on a ``kind`` of chip see beside our own environment: the platform named (no probing), quiet native logs, cached bytecode.
+
+    ``is_roomy``: there is memory to spare, so that they may keep what a step used.
+    """
+    platforms = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}[kind]
+    quiet = {"JAX_PLATFORMS": platforms, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONDONTWRITEBYTECODE": ""}
+    if kind != "cpu" or "GLIBC_TUNABLES" in os.environ:
+        return quiet
+    return quiet | {"GLIBC_TUNABLES": (_ONE_ARENA if is_roomy else "") + CPU_MALLOC}
 
 
 def _unused(folder: Path, number: int) -> Path:
@@ -126,9 +141,13 @@ class LocalEngine:
         return Worker(process=process, line=ours, log=log, started_s=now, last_beat_s=now, last_progress_s=now)
 
     def cores(self, rank: int, num_workers: int) -> list[int]:
-        """The cores of one rank: an equal share each, so that no two workers' threads fight for one core."""
-        if not hasattr(os, "sched_setaffinity"):
-            return []
-        available = usable_cores()
-        share = len(available) // num_workers
-        return available[rank * share : (rank + 1) * share] if share else []
+        return share_of_cores(rank, num_workers)
+
+
+def share_of_cores(rank: int, num_workers: int) -> list[int]:
+    """The cores of one rank: an equal share each, so that no two workers' threads fight for one core."""
+    if not hasattr(os, "sched_setaffinity"):
+        return []
+    available = usable_cores()
+    share = len(available) // num_workers
+    return available[rank * share : (rank + 1) * share] if share else []

@@ -38,8 +38,11 @@ def train_memory(
     precision: Precision = Precision.FLOAT32,
     optimizer: OptimizerKind = OptimizerKind.ADAMW,
     platform: str = "cpu",
+    fused: bool = False,
 ) -> MemoryEstimate:
     """Bytes on one device at the step's peak; ``num_sequences`` is the global batch of an optimizer step.
+
+    ``fused``: attention is known to run in a kernel that keeps no scores.
 
     Ignored: the program itself, its constants, communication buffers and the allocator's fragments.
     """
@@ -53,7 +56,7 @@ def train_memory(
         copies_bytes=round(_gathered_bytes(card, layout, size) + _copied_layers_bytes(card, layout, platform)),
         gradients_bytes=round(_MASTER_BYTES * held * sets),
         optimizer_bytes=round(sum(_MASTER_BYTES * part.on_device(layout) * num_moments(part, optimizer) for part in parts)),
-        activations_bytes=round(_activations_bytes(card, layout, tokens, sequence_tokens, size, platform)),
+        activations_bytes=round(_activations_bytes(card, layout, tokens, sequence_tokens, size, fused or (platform == "gpu" and size == 2))),
         logits_bytes=round(_logits_bytes(card, layout, tokens, size, platform)),
     )
 
@@ -96,9 +99,9 @@ def _copied_layers_bytes(card: ModelCard, layout: Layout, platform: str) -> floa
     return _MASTER_BYTES * sum(part.num for part in parameters(card) if part.name not in ("embed", "lm_head")) / layout.tp
 
 
-def _activations_bytes(card: ModelCard, layout: Layout, tokens: int, sequence_tokens: int, size: int, platform: str) -> float:
+def _activations_bytes(card: ModelCard, layout: Layout, tokens: int, sequence_tokens: int, size: int, fused: bool) -> float:
     """What the layers keep for the backward pass, and one layer's working set, of ``tokens`` tokens on this device."""
-    scores = 0.0 if platform == "gpu" and size == 2 else _scores_bytes_per_token(card, layout, sequence_tokens)
+    scores = 0.0 if fused else _scores_bytes_per_token(card, layout, sequence_tokens)
     width = _elements_per_token(card, layout)
     inputs = width["residual"]
     named = inputs + width["projections"] + width["attention"] + width["feed_forward"]

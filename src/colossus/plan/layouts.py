@@ -9,26 +9,30 @@ from math import prod
 from colossus.estimate.memory import program_memory, state_bytes, train_memory
 from colossus.spec.cuts import check_batch, check_layout
 from colossus.spec.errors import Problem
-from colossus.spec.job import TrainJob
+from colossus.spec.job import Precision, TrainJob
 from colossus.spec.layout import Layout, Remat
 from colossus.spec.machine import Machine
 from colossus.spec.model import ModelCard
-from colossus.spec.plan import MemoryEstimate, Plan
+from colossus.spec.plan import MemoryEstimate, OwnFit, Plan
 
 # Of an accelerator's memory, what is ours: the rest is the runtime's and lost between allocations.
 _USABLE_FRACTION = 0.9
 # What a worker on a CPU holds beside the estimate: interpreter, JAX and compiled programs (resident 0.5 GB measured).
-_WORKER_BYTES = 0.6e9
+WORKER_BYTES = 0.6e9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """A job, what it runs on, and its network: a card, or the bytes of a program's parameters, or neither known."""
+    """A job, what it runs on, and its network: a card, or the bytes of a program's parameters, or neither known.
+
+    ``own``: how runs on this machine came out over their plans.
+    """
 
     job: TrainJob
     machine: Machine
     card: ModelCard | None = None
     param_bytes: int | None = None
+    own: OwnFit | None = None
 
     def memory(self, layout: Layout) -> MemoryEstimate | None:
         """The need on one device; None where nothing is known of the network."""
@@ -43,7 +47,14 @@ class Ask:
             precision=self.job.precision,
             optimizer=self.job.optimizer.kind,
             platform=self.machine.node.chip.kind,
+            fused=self._is_fused,
         )
+
+    @property
+    def _is_fused(self) -> bool:
+        """Whether the compiled kernels were seen to run on this machine, and take this job."""
+        kernels = self.machine.kernels
+        return kernels is not None and kernels.fused and self.job.precision is Precision.FLOAT32
 
     def available_bytes(self, layout: Layout) -> float:
         """What one device may use. On a CPU its worker's share of the node, less the worker itself and the fast tier."""
@@ -51,7 +62,7 @@ class Ask:
         if chip.kind != "cpu":
             return _USABLE_FRACTION * self.machine.memory_bytes_per_device
         per_node = max(1, layout.num_devices // self.machine.num_nodes)
-        return self.machine.node.memory_bytes / per_node - _WORKER_BYTES - self.ram_tier_bytes(layout)
+        return self.machine.node.memory_bytes / per_node - WORKER_BYTES - self.ram_tier_bytes(layout)
 
     def ram_tier_bytes(self, layout: Layout) -> float:
         """Of host memory, for each worker on a CPU: two copies of the state, each stored once over all replicas."""

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from colossus.estimate.flop import train_flop
-from colossus.estimate.memory import num_parameters
-from colossus.plan.layouts import Ask, best_layout, candidates, fixed_size
-from colossus.spec.job import TrainJob
+from colossus.estimate.memory import num_parameters, state_bytes
+from colossus.plan.layouts import WORKER_BYTES, Ask, best_layout, candidates, fixed_size
+from colossus.plan.step_time import belongs, step_estimate
+from colossus.spec.job import Precision, TrainJob
 from colossus.spec.layout import Layout, Remat
 from colossus.spec.machine import Machine
 from colossus.spec.model import ModelCard
-from colossus.spec.plan import Infeasible, Plan
+from colossus.spec.plan import Infeasible, OwnFit, Plan, StepEstimate
 from colossus.spec.units import format_quantity
 
 
-def plan_layout(job: TrainJob, machine: Machine, card: ModelCard | None = None, param_bytes: int | None = None) -> Plan | Infeasible:
+def plan_layout(
+    job: TrainJob, machine: Machine, card: ModelCard | None = None, param_bytes: int | None = None, *, own: OwnFit | None = None
+) -> Plan | Infeasible:
     """The cheapest layout that divides the job and fits the machine.
 
     Workers: the job's own number, else one a core (on a node of accelerators one that drives them all), or as many
-    fewer as the batch asks for.
+    fewer as the batch asks for. ``own``: how runs on this machine came out, for the step's time.
     """
-    ask = Ask(job=job, machine=machine, card=card, param_bytes=param_bytes)
+    ask = Ask(job=job, machine=machine, card=card, param_bytes=param_bytes, own=own)
     if too_long := _too_long(job, card):
         return too_long
     counts = _worker_counts(ask)
@@ -70,6 +73,7 @@ def _plan(ask: Ask, workers: int, layout: Layout, *, most: int) -> Plan:
     if card is not None and length is not None:
         flop = train_flop(card, job.batch.num_sequences, length).model_flop / (job.batch.num_sequences * length)
     need = ask.memory(layout)
+    step = None if card is None else step_estimate(job, card, ask.machine, layout, workers, ask.own)
     return Plan(
         job_digest=job.digest(),
         machine_digest=ask.machine.digest(),
@@ -78,16 +82,31 @@ def _plan(ask: Ask, workers: int, layout: Layout, *, most: int) -> Plan:
         num_parameters=None if card is None else num_parameters(card),
         model_flop_per_token=flop,
         memory_per_device=need,
-        notes=list(_notes(ask, workers, layout, most=most)),
+        worker_bytes=round(WORKER_BYTES + ask.ram_tier_bytes(layout)) if ask.machine.node.chip.kind == "cpu" else None,
+        step=step,
+        save_bytes=None if card is None else round(state_bytes(card, layout, job.optimizer.kind) * layout.fsdp * layout.tp),
+        compile_s=_compile_s(ask, workers),
+        notes=list(_notes(ask, workers, layout, step, most=most)),
     )
 
 
-def _notes(ask: Ask, workers: int, layout: Layout, *, most: int) -> Iterator[str]:
+def _compile_s(ask: Ask, workers: int) -> float | None:
+    """As long as the small decoder's step was measured to take: the number of layers changes little."""
+    if ask.card is None or ask.machine.kernels is None:
+        return None
+    return min(ask.machine.kernels.gangs, key=lambda gang: abs(gang.num_workers - workers)).compile_s
+
+
+def _notes(ask: Ask, workers: int, layout: Layout, step: StepEstimate | None, *, most: int) -> Iterator[str]:
     machine = ask.machine
     if workers < most:
         yield f"{workers} of {most} possible workers: {most} would not divide batch.num_sequences {ask.job.batch.num_sequences} or not fit"
     if machine.node.chip.kind == "cpu" and workers > machine.num_devices:
         yield f"{workers} workers share {machine.num_devices} core{'s' if machine.num_devices > 1 else ''}: slower than one each"
+    if ask.own is not None and step is not None and not belongs(ask.own, machine):
+        yield f"the calibration of {ask.own.date} is of this machine as it was measured before: colossus calibrate RUN"
+    if step is None and ask.card is not None:
+        yield f"no step time: {_untimed(ask)}"
     need = ask.memory(layout)
     if need is None:
         yield "memory not checked: the parameters of a program are known only once its workers have called it"
@@ -95,6 +114,15 @@ def _notes(ask: Ask, workers: int, layout: Layout, *, most: int) -> Iterator[str
     yield f"needs {_size(need.total_bytes)} of {_size(ask.available_bytes(layout))} a device (estimated)"
     if layout.remat is not Remat.NONE and ask.job.layout.remat is None:
         yield f"remat {layout.remat.value}, since keeping all activations would not fit"
+
+
+def _untimed(ask: Ask) -> str:
+    chip = ask.machine.node.chip
+    if chip.kind != "cpu":
+        return f"the catalog does not know {chip.name}"
+    if ask.job.precision is not Precision.FLOAT32:
+        return f"{ask.job.precision.value} on a processor is not measured"
+    return "this machine was not measured yet: colossus machine --measure"
 
 
 def _why_not(ask: Ask, workers: int) -> Infeasible:

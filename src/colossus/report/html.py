@@ -29,6 +29,7 @@ def page(report: Report, run: Run | None = None) -> str:
         _chart_section("Loss", charts.loss_chart(report), "loss") if report.loss.steps else "",
         _chart_section("Speed", charts.speed_chart(report), "speed") if report.loss.steps else "",
         _time_section(report),
+        _planned_section(report),
         _faults_section(report),
         _two(_checkpoints(report), _layout(report)),
         *(_folder(run) if run else ()),
@@ -101,6 +102,22 @@ def _time_row(css: str, label: str, seconds: float, fraction: float, meaning: st
         f'<tr><td class="swatch">{swatch}</td><td class="nowrap">{escape(label)}</td><td class="right">{words.duration(seconds)}</td>'
         f'<td class="right">{words.percent(fraction)}</td><td class="bar">{bar}</td><td class="why soft">{escape(meaning)}</td></tr>'
     )
+
+
+def _planned_section(report: Report) -> str:
+    if not report.planned:
+        return ""
+    rows = ([_text(cell.strip()) if index else _part(cell) for index, cell in enumerate(words.planned_cells(row))] for row in report.planned)
+    source = (
+        f'<p class="soft">The planned step rests on: {_text(report.planned_source)}. Parts are of one step that was profiled.</p>'
+        if report.planned_source
+        else ""
+    )
+    return _section("Planned against measured", _table(("", "planned", "measured", "ratio", "expected"), rows) + source)
+
+
+def _part(name: str) -> str:
+    return f'<span class="soft">{_text(name.strip())}</span>' if name.startswith(" ") else _text(name)
 
 
 def _faults_section(report: Report) -> str:

@@ -157,6 +157,28 @@ class KindTotal(Spec):
     total_s: float | None = None
 
 
+class PlannedRow(Spec):
+    """One figure as it was planned and as it was measured. ``lower`` and ``upper``: where the plan expects nine runs in ten; ``unit`` "": a fraction."""
+
+    name: str
+    unit: Literal["s", "B", "tokens/s", ""]
+    planned: float | None = None
+    measured: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    is_part: bool = False
+
+    @property
+    def ratio(self) -> float | None:
+        """Measured over planned."""
+        return self.measured / self.planned if self.planned and self.measured is not None else None
+
+    @property
+    def is_as_planned(self) -> bool:
+        """Whether the measurement lies where the plan expects it; true where the plan gives no interval."""
+        return self.measured is None or self.lower is None or self.upper is None or self.lower <= self.measured <= self.upper
+
+
 class Report(Spec):
     """What a run came to. ``goodput_s`` and the values of ``badput_s`` sum to ``wall_s``, to the microsecond."""
 
@@ -205,6 +227,8 @@ class Report(Spec):
     bad_steps: list[BadStep] = Field(default_factory=list)
     rollbacks: list[Rollback] = Field(default_factory=list)
     checkpoints: CheckpointRecord = CheckpointRecord()
+    planned: list[PlannedRow] = Field(default_factory=list)
+    planned_source: str = ""
     replayed_steps: int = 0
     replay_mismatches: list[int] = Field(default_factory=list)
     kinds: dict[str, KindTotal] = Field(default_factory=dict)

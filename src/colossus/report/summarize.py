@@ -14,11 +14,13 @@ from colossus.report.clock import RunClock, in_time_order
 from colossus.report.incidents import Incidents
 from colossus.report.ledger import MICRO
 from colossus.report.lineage import Lineage
+from colossus.report.planned import PlannedAgainstMeasured
 from colossus.report.record import (
     Attempt,
     BadStep,
     DataRecord,
     KindTotal,
+    PlannedRow,
     Report,
     Rollback,
     Status,
@@ -67,6 +69,7 @@ class _Summary:
         self.data: DataRecord | None = None
         self.kinds: dict[str, tuple[int, float | None]] = {}
         self.memory_bytes: float | None = None
+        self.planned = PlannedAgainstMeasured()
 
     def see(self, event: Event) -> None:
         if event.kind == "run_started" and self.session_runs:
@@ -75,6 +78,7 @@ class _Summary:
         self._rewind(event)
         self.given_us = self.incidents.given_us() if event.kind == "fault" else {}
         self.accountant.see(event, at_us)
+        self.planned.see(event)
         handler = getattr(self, f"_{event.kind}", None)
         if handler is not None:
             handler(event, at_us)
@@ -186,6 +190,7 @@ class _Summary:
         ledger, started = self.accountant.ledger, self.started
         totals_us = ledger.totals_us()
         shares, rates = ledger.bins(NUM_BINS) if ledger.now_us else ({}, [])
+        checkpoints = self.checkpoints.record()
         return Report(
             how=how,
             name=str(started.get("name", "")),
@@ -207,7 +212,9 @@ class _Summary:
             incidents=self.incidents.records(),
             bad_steps=self.bad_steps,
             rollbacks=self.rollbacks,
-            checkpoints=self.checkpoints.record(),
+            checkpoints=checkpoints,
+            planned=self._planned((checkpoints.mean_duration_s, checkpoints.mean_size_bytes)),
+            planned_source=self.planned.source,
             memory_peak_bytes=self.memory_bytes,
             replayed_steps=len(self.lineage.replayed),
             replay_mismatches=sorted(self.lineage.mismatches),
@@ -215,6 +222,12 @@ class _Summary:
             **self._learning(),
             **self._speed(ledger.now_us / MICRO),
         )
+
+    def _planned(self, save: tuple[float | None, float | None]) -> list[PlannedRow]:
+        started = self.started
+        flop, peak = started.get("model_flop_per_token"), started.get("peak_flop_per_s")
+        flop_share = flop / peak if flop and peak else None
+        return self.planned.rows(tokens_per_step=started.get("tokens_per_step"), flop_share=flop_share, memory_bytes=self.memory_bytes, save=save)
 
     def _status(self) -> Status:
         if self.clock.first_s is None:

@@ -35,6 +35,8 @@ def render(report: Report, *, width: int = 96, paths: dict[str, str] | None = No
     if report.checkpoints.num_saved or report.checkpoints.problems:
         line = "; ".join(f"{name} {value}" for name, value in words.checkpoint_rows(report))
         parts.append(Text.assemble(("\ncheckpoints  ", "bold"), line))
+    if report.planned:
+        parts += [Text("\nplanned against measured", style="bold"), planned_table(report)]
     parts += [Text(f"• {note}") for note in words.notes(report)]
     if paths:
         parts += [Text("\nartefacts", style="bold"), pairs_table(list(paths.items()))]
@@ -84,6 +86,17 @@ def time_table(report: Report) -> Table:
         bar = ("█" if good else "░") * round(fraction * _BAR) or "·"
         table.add_row(label, words.duration(seconds), words.percent(fraction), bar, style="green" if good else None)
     table.add_row("wall time", words.duration(report.wall_s), "", "", style="dim")
+    return table
+
+
+def planned_table(report: Report) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name, justify in (("", "left"), ("planned", "right"), ("measured", "right"), ("ratio", "right"), ("", "left")):
+        table.add_column(name, justify=justify, no_wrap=name != "")  # type: ignore[arg-type]
+    for row in report.planned:
+        table.add_row(*words.planned_cells(row), style="dim" if row.is_part else None)
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from colossus.report.causes import BADPUT, LABELS, Cause
-from colossus.report.record import Incident, Report, Status
+from colossus.report.record import Incident, PlannedRow, Report, Status
 from colossus.spec.units import format_duration, format_quantity
 
 _VERBS = {
@@ -181,6 +181,35 @@ def checkpoint_rows(report: Report) -> list[tuple[str, str]]:
     return rows + [("problem", problem) for problem in record.problems]
 
 
+def planned_cells(row: PlannedRow) -> list[str]:
+    """name, planned, measured, ratio, remark."""
+    ratio = "–" if row.ratio is None else f"{row.ratio:.2f} x"
+    ends = "" if row.lower is None or row.upper is None else f"{_quantity(row.lower, row.unit)} to {_quantity(row.upper, row.unit)} expected"
+    remark = ends if row.is_as_planned else f"outside the {ends}"
+    return [("  " if row.is_part else "") + row.name, _quantity(row.planned, row.unit), _quantity(row.measured, row.unit), ratio, remark]
+
+
+def _quantity(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    if unit == "s":
+        return duration(value)
+    if unit == "B":
+        return format_quantity(value, "B", binary=True)
+    return f"{value:,.0f}" if unit == "tokens/s" else percent(value)
+
+
+def planned_advice(report: Report) -> str | None:
+    """What to do where the step took another time than was planned."""
+    step = next((row for row in report.planned if row.name == "step"), None)
+    if step is None or step.is_as_planned or step.ratio is None:
+        return None
+    return (
+        f"A step took {step.ratio:.2f} x its plan ({report.planned_source}). `colossus calibrate RUN` makes the next plan of this machine its own; "
+        "`colossus machine --measure` measures it anew, best while nothing else runs."
+    )
+
+
 def notes(report: Report) -> list[str]:
     """What a reader must not miss."""
     found = []
@@ -195,5 +224,7 @@ def notes(report: Report) -> list[str]:
         )
     if report.bad_steps:
         found.append(f"{count(len(report.bad_steps), 'bad step')} skipped: " + ", ".join(f"{bad.step} ({bad.reason})" for bad in report.bad_steps[:10]) + ".")
+    if advice := planned_advice(report):
+        found.append(advice)
     found += [f"Went back from step {back.from_step} to {back.to_step}: {back.reason}." for back in report.rollbacks]
     return found

@@ -27,6 +27,7 @@ KINDS: dict[str, dict[str, str]] = {
         "model_flop_per_token?": "model FLOP (forward and backward, no recompute) of one token",
         "peak_flop_per_s?": "measured or datasheet peak of the cores or accelerators that the workers use, together",
         "peak_how?": "how the peak was obtained",
+        "planned?": "what the plan says of step time and its parts, memory, checkpoints and compiling, to be held against the run",
     },
     "data_ready": {
         "num_tokens": "training tokens in the shards",
@@ -60,6 +61,10 @@ KINDS: dict[str, dict[str, str]] = {
         "memory_bytes": "peak memory of the busiest device so far (CPU: resident set of rank 0)",
         "applied": "false when the guard skipped the update",
         "metrics?": "what the program's own loss reported",
+    },
+    "step_parts": {
+        "step": "the step that rank 0 profiled, once in a run; it took longer than its neighbours for it",
+        "parts_s": "its seconds by part: gemm, attention, head, elementwise, communication, optimizer and overhead; they add up to its operations' span",
     },
     "evaluation": {
         "step": "steps done",

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from colossus.spec.base import Spec
+from colossus.spec.kernels import Kernels
 from colossus.spec.units import Bytes
 
 
@@ -96,6 +97,7 @@ class Machine(Spec):
     """Equal nodes on one network. On a machine without accelerators each core counts as one device.
 
     ``scale_up`` None: nodes are their own domains, of unknown speed. ``scale_out`` None: there is one domain only.
+    ``kernels``: of the machine at hand, what the trainer's own kernels were measured to do on its processors.
     """
 
     schema_version: Literal[1] = Field(1, alias="schema")
@@ -105,6 +107,13 @@ class Machine(Spec):
     scale_up: ScaleUp | None = None
     scale_out: ScaleOut | None = None
     site: Site | None = None
+    kernels: Kernels | None = None
+
+    @property
+    def identity(self) -> str:
+        """What must be the same for a measurement to be of this machine as it is now, the limits of its control group included."""
+        node = self.node
+        return f"{self.name}: {self.num_nodes} x {node.num_chips} {node.chip.name}, {node.num_cores} cores, {node.memory_bytes} bytes"
 
     @property
     def num_chips(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -22,12 +23,15 @@ from colossus.spec.job import TrainJob
 from colossus.train import distributed
 from colossus.train.checkpoint import DiskTier, newest_good_step, prune, remove_step, saved_steps
 from colossus.train.feed import Feed
+from colossus.train.profile import StepProfile, profiled
 from colossus.train.ram import RamTier
 from colossus.train.step import REQUESTS
 from colossus.train.tracking import Trackers
 
 # The first save to disk comes early, because the policy needs a measured save before it can choose an interval.
 _FIRST_SAVE_STEP = 10
+# Which step of a session is profiled: past the first ones, before a first checkpoint.
+_PROFILED_STEP = 6
 
 
 @dataclass
@@ -78,6 +82,7 @@ class Setup:
     checkpoint_folder: Path
     is_language_model: bool = False
     num_validation_batches: int = 0
+    profiles: bool = False
 
 
 class Interrupted(Exception):
@@ -111,6 +116,7 @@ class Loop:
         self._rolled_back = False
         self._blocked_s = 0.0
         self._disk_blocked_s = 0.0
+        self._steps_to_profile = _PROFILED_STEP
         self.stop_requested = False
 
     def run(self) -> int:
@@ -129,15 +135,25 @@ class Loop:
         batch = self._setup.feed.train(self._step)
         data_s = time.perf_counter() - begin
         limit = np.float32(guard_policy.threshold(self._guard, self._setup.job.guard))
-        self._state, measured = self._setup.step(self._state, batch, limit, self._requests())
-        measured = jax.tree.map(np.asarray, distributed.wait(measured))
+        with self._profiled() as profile:
+            self._state, measured = self._setup.step(self._state, batch, limit, self._requests())
+            measured = jax.tree.map(np.asarray, distributed.wait(measured))
         self._step += 1
         duration_s = time.perf_counter() - begin
         self._step_times = [*self._step_times[-49:], duration_s]
         self._tell_step(measured, duration_s, data_s)
+        if profile is not None and profile.parts_s:
+            self._tell("step_parts", step=self._step, parts_s=profile.parts_s)
         self._on_progress(self._step, median(self._step_times))
         self._watch(measured)
         self._answer({name for name, asked in zip(REQUESTS, measured["requests"], strict=True) if asked})
+
+    def _profiled(self) -> contextlib.AbstractContextManager[StepProfile | None]:
+        """On the leader, for one step of a run once the first are over: whatever XLA does is seen."""
+        self._steps_to_profile -= 1
+        if self._steps_to_profile != 0 or not self._setup.profiles:
+            return contextlib.nullcontext()
+        return profiled(self._setup.step)
 
     def _requests(self) -> Any:
         """This rank's wishes for the end of the step that is about to run, one row for each of its devices."""

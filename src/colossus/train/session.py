@@ -141,6 +141,7 @@ class Session:
             checkpoint_folder=self._run.checkpoints,
             is_language_model=program.is_language_model,
             num_validation_batches=count,
+            profiles=is_leader and self._order["attempt"] == 1 and jax.default_backend() == "cpu",
         )
         if is_leader:
             log.trackers = open_trackers(job.tracking, self._run)

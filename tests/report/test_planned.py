@@ -1,0 +1,81 @@
+"""Planned against measured: the rows, what they say, and runs of before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from stream import Stream
+from test_pages import Page, plain
+
+from colossus.report import Report, summarize
+from colossus.report.html import page
+from colossus.report.terminal import render
+from colossus.report.words import planned_advice
+from colossus.spec.event import Event
+
+STEP = {
+    "step_s": 0.1,
+    "lower_step_s": 0.09,
+    "upper_step_s": 0.15,
+    "parts_s": {"gemm": 0.07, "dp": 0.02, "overhead": 0.01},
+    "how": "measured",
+    "source": "kernels <here>",
+}
+PLANNED: dict[str, Any] = {"num_workers": 2, "step": STEP, "memory_bytes": 400_000_000, "save_bytes": 50_000_000, "compile_s": 2.0}
+
+
+def report(planned: Any = PLANNED, *, parts: bool = True, num_workers: int = 2) -> Report:
+    events = Stream(num_steps=40).run()
+    events[0].payload["planned"] = planned
+    for event in events:
+        if event.kind == "attempt_started":
+            event.payload["num_workers"] = num_workers
+    if parts:
+        at = next(index for index, event in enumerate(events) if event.kind == "step") + 5
+        shares = {"gemm": 0.08, "communication": 0.03, "elementwise": 0.01}
+        events.insert(at, Event(time_s=events[at].time_s, kind="step_parts", payload={"step": 6, "parts_s": shares}))
+    return summarize(events)
+
+
+def row(found: Report, name: str) -> Any:
+    return next(row for row in found.planned if row.name == name)
+
+
+def test_every_figure_stands_beside_its_plan():
+    found = report()
+    assert row(found, "step").ratio == pytest.approx(1.24, abs=0.1)
+    assert row(found, "tokens/s").planned == pytest.approx(4096 / 0.1)
+    assert row(found, "MFU").ratio == pytest.approx(1 / row(found, "step").ratio)
+    assert row(found, "checkpoint").ratio == pytest.approx(56 / 50)
+    assert row(found, "checkpoint, begun to committed").planned is None
+    assert row(found, "compiling the step").ratio == pytest.approx(1.1)
+    assert (row(found, "matrix products").planned, row(found, "matrix products").measured) == (0.07, 0.08)
+    assert (row(found, "communication").planned, row(found, "communication").measured) == (0.02, 0.03)
+    assert Report.from_data(found.to_data(), origin="test") == found
+
+
+def test_terminal_and_page_show_the_table():
+    found = report()
+    for text in (plain(render(found)), Page(page(found)).text):
+        assert "lanned against measured" in text and "matrix products" in text and "expected" in text
+    assert "kernels <here>" in Page(page(found)).text
+
+
+def test_a_step_outside_its_interval_says_what_to_do():
+    assert planned_advice(report()) is None
+    slow = report(PLANNED | {"step": STEP | {"step_s": 0.05, "lower_step_s": 0.04, "upper_step_s": 0.06}})
+    advice = planned_advice(slow)
+    assert advice is not None and "colossus calibrate" in advice and "colossus machine --measure" in advice
+    assert advice in plain(render(slow), width=400)
+
+
+def test_steps_of_a_gang_of_another_size_do_not_count():
+    assert not [found for found in report(num_workers=1).planned if found.name == "step"]
+
+
+@pytest.mark.parametrize("planned", [None, {"num_workers": 2}, {"from": "the future"}, 7])
+def test_runs_that_planned_less_or_otherwise_are_still_read(planned):
+    found = report(planned, parts=False)
+    assert found.steps == 40 and not found.planned
+    assert "lanned against" not in plain(render(found))
