@@ -107,7 +107,7 @@ def test_a_rejected_layout_names_every_broken_rule_with_its_fix(show):
         "--sequence-tokens 8193",
     ):
         assert words in out
-    assert "with remat selective it fits" in show("plan", "llama-3.1-405b", "--on", "h100-sxm*16384", "--sequences", 2048, "--why", "tp=8,pp=16")
+    assert "with remat none, ZeRO 2 it fits" in show("plan", "llama-3.1-405b", "--on", "h100-sxm*16384", "--sequences", 2048, "--why", "tp=8,pp=8")
 
 
 def config(folder: Path, **changes: object) -> Path:
@@ -180,7 +180,7 @@ def test_wrong_usage(complain, option, value, words):
         (("--why", "tp"), "must look like"),
         (("--why", "tpp=8"), "did you mean 'tp'"),
         (("--why", "tp=8,tp=4"), "names tp twice"),
-        (("--why", "zero_stage=2"), "1 or 3"),
+        (("--why", "zero_stage=4"), "1, 2 or 3"),
         (("--set", "num_steps=3"), "JOB is a model"),
     ],
 )
@@ -257,25 +257,26 @@ def test_odd_head_counts_are_cut_as_far_as_they_divide(show, run, tmp_path):
 
 
 def test_a_model_that_fits_no_layout_says_with_figures_what_would(complain):
-    err = complain("plan", "llama-3.1-405b", "--on", "h100-sxm*64", "--html", "plan.html")
-    assert "no layout fits 64 chips of 79.6 GiB: the smallest need is" in err and "--on h100-sxm*128" in err and "chips of" in err
-    err = complain("plan", "llama-3-8b", "--on", "dgx-h100", "--sequence-tokens", 131072, "--chips", 4)
-    assert "--chips 8" in err and "--sequence-tokens 65536 --sequences 64" in err
+    err = complain("plan", "llama-3.1-405b", "--on", "h100-sxm*8", "--html", "plan.html")
+    assert "no layout fits 8 chips of 79.6 GiB: the smallest need is" in err and "--on h100-sxm*" in err and "chips of" in err
+    err = complain("plan", "llama-3-8b", "--on", "dgx-h100", "--sequence-tokens", 131072, "--chips", 1)
+    assert "--chips 4" in err and "--sequence-tokens 16384 --sequences 256" in err
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("values = {", "cannot be read as coefficients"),
+        ("factors = {", "cannot be read as coefficients"),
         (b"\xff\xfe\x00", "cannot be read as coefficients"),
-        ("values = 3", "must be a table"),
+        ("factors = 3", "must be a table"),
+        ("factor = 3", "did you mean 'factors'"),
         ("schema = 9", "another version"),
-        ("[values.chp.x]\ngemm_fraction = 0.5", "did you mean 'chip'"),
-        ("[values.chip.x]\ngem_fraction = 0.5", "did you mean 'gemm_fraction'"),
-        ("[values.chip.x]\ngemm_fraction = -0.5", "must be a finite number above zero"),
-        ("[values.chip.x]\ngemm_fraction = 'much'", "must be a finite number above zero"),
-        ("[values.chip.x]\ngemm_fraction = nan", "must be a finite number above zero"),
-        ("[values.chip]\nx = 3", "must be a table"),
+        ("[factors.chp.x]\ngemm_fraction = 0.5", "did you mean 'chip'"),
+        ("[factors.chip.x]\ngem_fraction = 0.5", "did you mean 'gemm_fraction'"),
+        ("[factors.chip.x]\ngemm_fraction = -0.5", "must be a finite number above zero"),
+        ("[factors.chip.x]\ngemm_fraction = 'much'", "must be a finite number above zero"),
+        ("[factors.chip.x]\ngemm_fraction = nan", "must be a finite number above zero"),
+        ("[factors.chip]\nx = 3", "must be a table"),
         ("[spread]\ntorchtitan = [1.2, 0.9]", "the lower first"),
     ],
 )
@@ -291,11 +292,11 @@ def test_damaged_coefficients(run, tmp_path, content, words):
 def test_coefficients_that_change_are_read_again(tmp_path):
     from colossus.catalog.measured import load_coefficients
 
-    file = tmp_path / "own.toml"
-    of = {"chip": "h100-sxm", "precision": "bfloat16", "program": "torchtitan"}
+    file, found = tmp_path / "own.toml", []
     for value in (0.5, 0.25):
-        file.write_text(f"[values.chip_precision.'h100-sxm bfloat16']\ngemm_fraction = {value}\n")
-        assert load_coefficients(file).get("gemm_fraction", **of) == value
+        file.write_text(f"[factors.chip_precision.'h100-sxm bfloat16']\ngemm_fraction = {value}\n")
+        found.append(load_coefficients(file).get("gemm_fraction", chip="h100-sxm", precision="bfloat16", program="torchtitan"))
+    assert found[0] == pytest.approx(2 * found[1])
 
 
 @pytest.mark.parametrize(

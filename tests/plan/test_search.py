@@ -165,7 +165,7 @@ def test_what_does_not_fit_says_what_would():
 
 
 def test_a_batch_that_cannot_be_cut_names_counts_that_can():
-    found = answer(question("llama-3-8b", "h100-sxm*88", chips=88, sequences=1, sequence_tokens=4096), name="x", total_tokens=1e9)
+    found = answer(question("llama-3-8b", "h100-sxm*296", chips=296, sequences=1, sequence_tokens=4096), name="x", total_tokens=1e9)
     assert isinstance(found, Infeasible) and "--chips" in (found.fit or "")
 
 

@@ -21,6 +21,7 @@ from colossus.spec.machine import How
 
 FOLDER = "measured"
 SCHEMA = 2  # of files of coefficients
+_KEYS = ("schema", "source", "date", "num_runs", "num_decided", "median_error_fraction", "p90_error_fraction", "factors", "spread")
 # What a coefficient may differ by; a family is of programs.
 SCOPES = ("all", "precision", "chip", "chip_precision", "family", "program")
 
@@ -166,8 +167,12 @@ def _own(path: Path) -> dict[str, Any]:
 
 
 def _problems(data: Mapping[str, Any]) -> Iterator[Problem]:
-    if data.get("schema") != SCHEMA:
-        yield Problem(path="schema", value=repr(data.get("schema")), rule=f"must be {SCHEMA}: another version of Colossus wrote this")
+    if data.get("schema", SCHEMA) != SCHEMA:
+        yield Problem(path="schema", value=repr(data["schema"]), rule=f"must be {SCHEMA}: another version of Colossus wrote this")
+        return
+    for name in data:
+        if name not in _KEYS:
+            yield Problem(path=name, value="a key", rule="is none", hint=nearest(name, _KEYS))
     factors, spread = data.get("factors", {}), data.get("spread", {})
     for name, table in (("factors", factors), ("spread", spread)):
         if not isinstance(table, dict):
