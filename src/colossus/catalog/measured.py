@@ -170,23 +170,27 @@ def _problems(data: Mapping[str, Any]) -> Iterator[Problem]:
     if data.get("schema", SCHEMA) != SCHEMA:
         yield Problem(path="schema", value=repr(data["schema"]), rule=f"must be {SCHEMA}: another version of Colossus wrote this")
         return
-    for name in data:
-        if name not in _KEYS:
-            yield Problem(path=name, value="a key", rule="is none", hint=nearest(name, _KEYS))
+    yield from (Problem(path=name, value="a key", rule="is none", hint=nearest(name, _KEYS)) for name in data if name not in _KEYS)
     factors, spread = data.get("factors", {}), data.get("spread", {})
-    for name, table in (("factors", factors), ("spread", spread)):
-        if not isinstance(table, dict):
-            yield Problem(path=name, value=repr(table), rule="must be a table")
-            return
+    tables = {"factors": factors, "spread": spread}
+    if wrong := [Problem(path=name, value=repr(table), rule="must be a table") for name, table in tables.items() if not isinstance(table, dict)]:
+        yield from wrong
+        return
     for scope, entries in factors.items():
         if scope not in SCOPES or not isinstance(entries, dict):
             yield Problem(path=f"factors.{scope}", value="a scope", rule="is none", hint=nearest(scope, SCOPES))
             continue
         for key, named in entries.items():
             yield from _wrong_values(f"factors.{scope}.{key}", named)
-    for name, ends in spread.items():
-        if not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_positive, ends)) and ends[0] <= ends[1]):
-            yield Problem(path=f"spread.{name}", value=repr(ends), rule="must be two numbers above zero, the lower first")
+    yield from (_wrong_ends(name, ends) for name, ends in spread.items() if not _are_ends(ends))
+
+
+def _are_ends(ends: Any) -> bool:
+    return isinstance(ends, list) and len(ends) == 2 and all(map(_is_positive, ends)) and ends[0] <= ends[1]
+
+
+def _wrong_ends(name: str, ends: Any) -> Problem:
+    return Problem(path=f"spread.{name}", value=repr(ends), rule="must be two numbers above zero, the lower first")
 
 
 def _wrong_values(path: str, named: Any) -> Iterator[Problem]:
