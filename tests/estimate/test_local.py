@@ -13,26 +13,9 @@ from colossus.estimate.local import GROUPS, SLICE_FLOATS, UPDATE_FLOATS, Work, a
 from colossus.spec.kernels import GangRates, Probe, Timing
 from colossus.spec.layout import Layout, Remat
 from colossus.spec.model import ModelCard
+from tests.plan.rates import RATES as PLAIN
 
-RATES = GangRates(
-    num_workers=2,
-    gemm_flop_per_s=1e11,
-    gemm_halves=(30.0, 40.0, 20.0),
-    attention_flop_per_s=8e10,
-    attention_halves=(100.0, 20.0),
-    head_flop_per_s=9e10,
-    head_halves=(15.0,),
-    elementwise_bytes_per_s=1e10,
-    slices_bytes_per_s=8e9,
-    update_bytes_per_s=2e10,
-    reduce_bytes_per_s=6e8,
-    reduce_latency_s=2e-3,
-    gather_bytes_per_s=1.2e9,
-    gather_latency_s=1e-3,
-    lower_fraction=0.95,
-    upper_fraction=1.1,
-    residual_fraction=0.02,
-)
+RATES = PLAIN.model_copy(update={"reduce_latency_s": 2e-3, "gather_latency_s": 1e-3, "rest_fraction": 0.0, "compile_s": None})
 CARD = ModelCard(vocab_size=512, num_layers=4, model_dim=64, num_heads=4, num_kv_heads=2, head_dim=16, ffn_dim=192)
 SPEEDS = [name for name in GangRates.model_fields if name.endswith("_per_s")]
 layouts = st.builds(

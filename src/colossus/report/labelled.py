@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
 
+from colossus.report.grid import CHARACTER, grid
 from colossus.report.svg import Point, Scale, log_ticks, nice_ticks
 
-_CHARACTER, _LINE = 6.6, 13.0
+_LINE = 13.0
 _DISTANCES = (4.0, 16.0, 30.0, 46.0, 64.0)
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -55,7 +56,7 @@ def draw(chart: Labelled, *, width: float, height: float) -> str:
     x_low, x_high = _range([spot.x for spot in chart.spots], [point[0] for line in chart.lines for point in line.points])
     y_low, y_high = _range([spot.y for spot in chart.spots], [point[1] for line in chart.lines for point in line.points])
     y_ticks = _ticks(y_low, y_high, 9)
-    margin = 12 + _CHARACTER * max((len(chart.format_y(tick)) for tick in y_ticks), default=1)
+    margin = 12 + CHARACTER * max((len(chart.format_y(tick)) for tick in y_ticks), default=1)
     x = Scale(low=x_low, high=x_high, start=margin, end=width - 16, log=True)
     y = Scale(low=y_low, high=y_high, start=height - 40, end=24, log=True)
     return "".join([_grid(chart, x, y, y_ticks), *(_line(line, x, y) for line in chart.lines), *_spots(chart, x, y)])
@@ -78,27 +79,9 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def _grid(chart: Labelled, x: Scale, y: Scale, y_ticks: Sequence[float]) -> str:
-    across = "".join(f"M{x.start:.1f} {y(at):.1f}H{x.end:.1f}" for at in y_ticks)
     x_ticks = list(chart.x_ticks) if chart.x_ticks is not None else _ticks(x.low, x.high, 12)
-    told = list(_roomy([(at, chart.format_x(at)) for at in x_ticks if x.low <= at <= x.high], x))
-    up = "".join(f"M{x(at):.1f} {y.start:.1f}V{y.end:.1f}" for at, _ in told)
-    texts = [f'<text class="num" x="{x.start - 7:.1f}" y="{y(at) + 4:.1f}" text-anchor="end">{escape(chart.format_y(at))}</text>' for at in y_ticks]
-    texts += [f'<text class="num" x="{x(at):.1f}" y="{y.start + 17:.1f}" text-anchor="middle">{escape(text)}</text>' for at, text in told]
-    return (
-        f'<path class="grid" d="{across}{up}"/><path class="axis" d="M{x.start:.1f} {y.end:.1f}V{y.start:.1f}H{x.end:.1f}"/>{"".join(texts)}'
-        f'<text class="name" x="{x.end:.1f}" y="{y.start + 34:.1f}" text-anchor="end">{escape(chart.x_name)}</text>'
-        f'<text class="name" x="2" y="12">{escape(chart.y_name)}</text>'
-    )
-
-
-def _roomy(ticks: Sequence[tuple[float, str]], x: Scale) -> Iterator[tuple[float, str]]:
-    """Ticks whose texts do not touch the one before."""
-    free_from = float("-inf")
-    for at, text in ticks:
-        half = len(text) * _CHARACTER / 2
-        if x(at) - half >= free_from:
-            yield at, text
-            free_from = x(at) + half + 8
+    told = [(at, chart.format_x(at)) for at in x_ticks if x.low <= at <= x.high]
+    return grid(x, y, (told, [(at, chart.format_y(at)) for at in y_ticks]), (chart.x_name, chart.y_name))
 
 
 def _line(line: Line, x: Scale, y: Scale) -> str:
@@ -139,12 +122,12 @@ def _along(points: Sequence[Point]) -> Iterator[Box]:
 
 
 def _words_box(right: float, baseline: float, label: str) -> Box:
-    return right - len(label) * _CHARACTER, baseline - 6 - _LINE, right, baseline - 3
+    return right - len(label) * CHARACTER, baseline - 6 - _LINE, right, baseline - 3
 
 
 def _around(label: str, a: float, b: float, radius: float) -> Iterator[tuple[Box, bool]]:
     """Boxes for a label and whether they are far off, nearest first; right, left, above, below, then aslant."""
-    wide = len(label) * _CHARACTER
+    wide = len(label) * CHARACTER
     for distance in _DISTANCES:
         away = radius + distance
         slant = away * 0.75

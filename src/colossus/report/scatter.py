@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from colossus.report.grid import CHARACTER, grid
 from colossus.report.svg import Point, Scale
 
 _NUM_COLOURS = 8
-_CHARACTER = 6.3
 _LEGEND_WIDTH, _ROW = 236, 19
 # Shapes about a dot's centre, of about equal area.
 _SHAPES = (
@@ -73,7 +73,7 @@ class Scatter:
 def draw(scatter: Scatter, *, width: int, height: int, key: str, style: str = "") -> str:
     """The picture as one ``<svg>``; ``key`` makes its ids unique on a page. The legend is right of the plot, or below a narrow one."""
     beside = width >= 640
-    left, right = 18 + _CHARACTER * max(len(text) for _, text in scatter.y.ticks), width - 14 - (_LEGEND_WIDTH if beside else 0)
+    left, right = 18 + CHARACTER * max(len(text) for _, text in scatter.y.ticks), width - 14 - (_LEGEND_WIDTH if beside else 0)
     x = Scale(low=scatter.x.low, high=scatter.x.high, start=left, end=right, log=True)
     y = Scale(low=scatter.y.low, high=scatter.y.high, start=height - 40, end=24, log=True)
     entries = _entries(scatter)
@@ -85,36 +85,13 @@ def draw(scatter: Scatter, *, width: int, height: int, key: str, style: str = ""
         f"<style>{style}</style>" if style else "",
         f'<rect class="paper" width="{width}" height="{whole}"/>' if style else "",
         f'<clipPath id="{key}-c"><rect x="{x.start:.1f}" y="{y.end:.1f}" width="{x.end - x.start:.1f}" height="{y.start - y.end:.1f}"/></clipPath>',
-        _grid(scatter, x, y),
+        grid(x, y, (scatter.x.ticks, scatter.y.ticks), (scatter.x.name, scatter.y.name), untold=[at for at, _ in scatter.x.ticks]),
         f'<g clip-path="url(#{key}-c)">{_reference(scatter, x, y)}</g>',
         *(_cloud(cloud, number, x, y) for number, cloud in enumerate(scatter.clouds)),
         *(_entry(sample, words, at) for (sample, words), at in zip(entries, places, strict=True)),
         "</svg>",
     ]
     return "".join(parts)
-
-
-def _grid(scatter: Scatter, x: Scale, y: Scale) -> str:
-    """Lines at every tick, their texts where they have room, the axes and their names."""
-    across = "".join(f"M{x.start:.1f} {y(at):.1f}H{x.end:.1f}" for at, _ in scatter.y.ticks)
-    up = "".join(f"M{x(at):.1f} {y.start:.1f}V{y.end:.1f}" for at, _ in scatter.x.ticks)
-    texts = [f'<text class="num" x="{x.start - 7:.1f}" y="{y(at) + 4:.1f}" text-anchor="end">{escape(text)}</text>' for at, text in scatter.y.ticks]
-    texts += [f'<text class="num" x="{x(at):.1f}" y="{y.start + 17:.1f}" text-anchor="middle">{escape(text)}</text>' for at, text in _roomy(scatter.x.ticks, x)]
-    return (
-        f'<path class="grid" d="{across}{up}"/><path class="axis" d="M{x.start:.1f} {y.end:.1f}V{y.start:.1f}H{x.end:.1f}"/>{"".join(texts)}'
-        f'<text class="name" x="{x.end:.1f}" y="{y.start + 34:.1f}" text-anchor="end">{escape(scatter.x.name)}</text>'
-        f'<text class="name" x="2" y="12">{escape(scatter.y.name)}</text>'
-    )
-
-
-def _roomy(ticks: Sequence[tuple[float, str]], x: Scale) -> Iterator[tuple[float, str]]:
-    """Ticks whose texts do not touch the one before."""
-    free_from = float("-inf")
-    for at, text in ticks:
-        half = len(text) * _CHARACTER / 2
-        if x(at) - half >= free_from:
-            yield at, text
-            free_from = x(at) + half + 6
 
 
 def _reference(scatter: Scatter, x: Scale, y: Scale) -> str:
@@ -156,7 +133,7 @@ def _places(entries: Sequence[tuple[str, str]], box: tuple[float, float, float])
     left, top, end = box
     at = left
     for _, words in entries:
-        wide = 34 + len(words) * _CHARACTER
+        wide = 34 + len(words) * CHARACTER
         if at > left and at + wide > end:
             at, top = left, top + _ROW
         yield at + 8, top
