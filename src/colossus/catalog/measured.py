@@ -63,7 +63,7 @@ class Coefficients:
 
     priors: Mapping[str, Prior]
     factors: Mapping[str, Mapping[str, Mapping[str, float]]]  # scope -> key -> coefficient -> factor
-    spread: Mapping[str, tuple[float, float]]  # program -> measured over estimated, 5th and 95th percentile
+    spread: Mapping[str, tuple[float, float]]  # program -> ends between which measured over estimated lies in 9 runs of 10
 
     def get(self, name: str, *, chip: str, precision: str, program: str) -> float:
         prior = self.priors[name]
@@ -76,7 +76,7 @@ class Coefficients:
         return bool(self.factors.get("chip_precision", {}).get(f"{chip} {precision}"))
 
     def interval(self, program: str, *, chip: str, precision: str) -> tuple[float, float]:
-        """Of measured over estimated time, 5th and 95th percentile; as far as on models not seen where the chip was not (benchmarks/holdout.py)."""
+        """Ends between which measured over estimated time lies in 9 runs of 10; as far as on models not seen where the chip was not (benchmarks/holdout.py)."""
         if not self.knows(chip, precision):
             return tuple(_read("unseen.toml")["measured_over_estimated"])
         ends = list(self.spread.values()) or [(1.0, 1.0)]

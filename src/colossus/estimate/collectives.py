@@ -56,7 +56,7 @@ def all_to_all_s(device: Device, num_bytes: Numbers, size: Numbers, inner: Numbe
 
 def send_s(device: Device, num_bytes: Numbers, inner: Numbers, size: Numbers = 2.0) -> Numbers:
     """A message to the next of ``size`` stages, ``inner`` chips away: the slowest of them, which may leave its pod."""
-    near = inner < device.domain_chips
+    near = inner * size <= device.domain_chips
     uplinks = np.minimum(1.0, np.maximum(1.0, device.pod_chips / inner) / device.oversubscription)
     out = device.scale_out_bytes_per_s * np.where(inner * size > device.pod_chips, uplinks, 1.0)
     rate = np.where(near, _scale_up_bytes_per_s(device, 2.0, inner), out)

@@ -16,7 +16,6 @@ from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Cut, Device, Numbers, Shape
 from colossus.spec.layout import CpKind
 
-_BYTES = 2
 # Partial outputs are merged in float32: two are read, one is written.
 _MERGE_BYTES = 3 * 4
 _ALL_GATHER, _ULYSSES = (list(CpKind).index(kind) for kind in (CpKind.ALL_GATHER, CpKind.ULYSSES))
@@ -42,13 +41,13 @@ def key_value_width(shape: Shape, cut: Cut) -> Numbers:
 
 def gathered_bytes(shape: Shape, cut: Cut) -> Numbers:
     """What the all-gather kind holds while a layer runs: keys, values and their gradients of the whole sequence."""
-    whole = 2 * cut.tokens * cut.cp * key_value_width(shape, cut) / cut.tp * _BYTES
+    whole = 2 * cut.tokens * cut.cp * key_value_width(shape, cut) / cut.tp * cut.value_bytes
     return np.where((cut.cp > 1) & (cut.cp_kind == _ALL_GATHER), whole, 0.0)
 
 
 def _ring(shape: Shape, cut: Cut, device: Device, profile: Profile, core: Pass) -> Pass:
     """``cp`` steps: what attention does not cover of the messages, the launches of each step's kernels, and merging its output."""
-    num_bytes = cut.tokens * cut.cp * key_value_width(shape, cut) / cut.tp * _BYTES
+    num_bytes = cut.tokens * cut.cp * key_value_width(shape, cut) / cut.tp * cut.value_bytes
     ring_s = gather_s(device, num_bytes, cut.cp, cut.tp) + np.maximum(cut.cp - 2, 0.0) * latency_s(device, cut.cp, cut.tp)
     merge_s = (cut.cp - 1) * cut.tokens * shape.num_heads * shape.value_dim / cut.tp * _MERGE_BYTES / device.memory_bytes_per_s
     steps_s = cut.cp * profile.cp_step_s + merge_s
@@ -60,7 +59,7 @@ def _ring(shape: Shape, cut: Cut, device: Device, profile: Profile, core: Pass) 
 
 def _all_gather(shape: Shape, cut: Cut, device: Device) -> Pass:
     """Keys and values are gathered before attention, and again before its backward pass, whose gradients are scattered: nothing covers it."""
-    once_s = gather_s(device, cut.tokens * cut.cp * key_value_width(shape, cut) / cut.tp * _BYTES, cut.cp, cut.tp)
+    once_s = gather_s(device, cut.tokens * cut.cp * key_value_width(shape, cut) / cut.tp * cut.value_bytes, cut.cp, cut.tp)
     return Pass(forward_s=once_s, backward_s=2 * once_s)
 
 
@@ -69,5 +68,5 @@ def _ulysses(shape: Shape, cut: Cut, device: Device) -> Pass:
     heads = shape.num_heads * (shape.query_dim + shape.value_dim)
     copies = np.maximum(1.0, cut.tp * cut.cp / np.maximum(shape.num_kv_heads, cut.tp))
     width = heads + key_value_width(shape, cut) * np.where(shape.is_latent, 1.0, copies)
-    once_s = all_to_all_s(device, cut.tokens * width / cut.tp * _BYTES, cut.cp, cut.tp)
+    once_s = all_to_all_s(device, cut.tokens * width / cut.tp * cut.value_bytes, cut.cp, cut.tp)
     return Pass(forward_s=once_s, backward_s=once_s)

@@ -20,7 +20,8 @@ _PEAK_OF = {"mxfp8": "float8", "nvfp4": "float4", "mxfp4": "float4"}
 def device_of(machine: Machine, chip: str, precision: str, num_chips: int | None = None) -> Device:
     """``chip``: its catalog name, under which curves are filed. ``num_chips``: those of the machine that are used; fewer than a torus
     has are a smaller torus, the most cubic one."""
-    wide, narrow = _curve(machine, chip, "bfloat16"), _curve(machine, chip, precision)
+    narrow = _curve(machine, chip, precision)
+    wide = _curve(machine, chip, "bfloat16") if is_low_precision(precision) else narrow
     node, rates = machine.node, usual_rates()
     up, out = machine.scale_up, machine.scale_out
     bandwidth = node.chip.memory_bandwidth_bytes_per_s
@@ -35,8 +36,8 @@ def device_of(machine: Machine, chip: str, precision: str, num_chips: int | None
         k_half=narrow[3],
         attention_flop_per_s=wide[0],
         memory_bytes_per_s=rates["memory_fraction"] * (bandwidth.value if bandwidth else 0.0),
-        memory_bytes=memory.value if memory else float(machine.memory_bytes_per_device),
-        domain_chips=float(up.num_chips if up else machine.num_chips),
+        memory_bytes=memory.value if memory else node.memory_bytes / node.num_chips,
+        domain_chips=float(up.num_chips if up else 1 if out else machine.num_chips),
         scale_up_bytes_per_s=up_rate,
         scale_up_latency_s=up.latency_s.value if up else 0.0,
         scale_out_bytes_per_s=out_rate,
@@ -69,6 +70,11 @@ def profile_of(coefficients: Coefficients, *, chip: str, precision: str, program
 
 def holding_of(coefficients: Coefficients, *, chip: str, precision: str, program: str) -> Holding:
     return Holding(**{field.name: coefficients.get(field.name, chip=chip, precision=precision, program=program) for field in fields(Holding)})
+
+
+def value_bytes(precision: str) -> float:
+    """Of what is computed with: 16 bits beside GEMM inputs of 8 or fewer."""
+    return 4.0 if precision in ("float32", "tensorfloat32") else 2.0
 
 
 def is_low_precision(precision: str) -> bool:

@@ -17,9 +17,8 @@ from colossus.estimate.pipeline import in_flight, is_dualpipe, is_folded
 from colossus.estimate.shape import Cut, Numbers, Shape, Table, outer_stage_layers, stage_layers
 from colossus.estimate.sharding import shards, updated
 
-_BYTES = 2
-# AdamW with 32-bit master weight and two moments; with ZeRO 3 the 32-bit shard is the weight itself.
-_STATE_BYTES = 12
+# AdamW's two moments; beside 16-bit weights a 32-bit master. With ZeRO 3 and in float32 the 32-bit weight is the master itself.
+_MOMENTS_BYTES = 8
 _WHOLE_BYTES = 4
 # Of a layer under tp, the values of a token that are whole on a rank at once: its gathered input, an output and a gradient before they are scattered.
 _WHOLE_AT_ONCE = 3
@@ -87,16 +86,20 @@ def _stage(shape: Shape, cut: Cut, holding: Holding, layers: Numbers, num_held: 
     layer = shape.dense_params / shape.num_layers / cut.tp + shape.expert_params / np.maximum(shape.num_moe_layers, 1.0) / cut.ep
     scattered = np.where(cut.gradients_sharded > 0, np.minimum(shard + _unscattered(cut, kept, layer), kept), kept)
     parts = {
-        "weights_bytes": np.where(whole3, _WHOLE_BYTES * shard * (1 - cut.optimizer_offload / 2), _BYTES * kept),
-        "gradients_bytes": np.where(whole3, _WHOLE_BYTES * shard, holding.held_gradient_bytes * scattered),
-        "optimizer_bytes": np.where(whole3, 2 * _WHOLE_BYTES * shard * (1 - cut.optimizer_offload), _STATE_BYTES * state),
+        "weights_bytes": np.where(whole3, _WHOLE_BYTES * shard * (1 - cut.optimizer_offload / 2), cut.value_bytes * kept),
+        "gradients_bytes": np.where(whole3, _WHOLE_BYTES * shard, np.maximum(holding.held_gradient_bytes, cut.value_bytes) * scattered),
+        "optimizer_bytes": np.where(whole3, 2 * _WHOLE_BYTES * shard * (1 - cut.optimizer_offload), _state_bytes(cut) * state),
         "activations_bytes": holding.activation_factor * _activations_bytes(shape, cut, holding, num_held * num_dense, num_held * num_moe),
         "logits_bytes": logits_bytes * cut.tokens * shape.vocab_size / cut.tp,
         "buffers_bytes": gathered_bytes(shape, cut)
-        + np.where(whole3, 2 * _BYTES * layer + (_BYTES + _WHOLE_BYTES) * shape.vocab_size * shape.model_dim / cut.tp, 0.0),
+        + np.where(whole3, 2 * cut.value_bytes * layer + (cut.value_bytes + _WHOLE_BYTES) * shape.vocab_size * shape.model_dim / cut.tp, 0.0),
     }
     lost = holding.fragment_fraction * sum(parts.values())
     return Footprint(**parts, runtime_bytes=holding.runtime_bytes + lost)
+
+
+def _state_bytes(cut: Cut) -> Numbers:
+    return np.where(cut.value_bytes < _WHOLE_BYTES, _MOMENTS_BYTES + _WHOLE_BYTES, _MOMENTS_BYTES)
 
 
 def _unscattered(cut: Cut, kept: Numbers, layer: Numbers) -> Numbers:
@@ -106,7 +109,7 @@ def _unscattered(cut: Cut, kept: Numbers, layer: Numbers) -> Numbers:
 
 def host_bytes(shape: Shape, cut: Cut) -> Numbers:
     """What rests in the host's memory for each chip: state of the optimizer, activations that layers keep."""
-    state = cut.optimizer_offload * _STATE_BYTES * updated(shape, cut)
+    state = cut.optimizer_offload * _state_bytes(cut) * updated(shape, cut)
     return state + cut.activation_offload * kept_bytes(shape, cut) * in_flight(cut)
 
 
@@ -114,7 +117,7 @@ def kept_bytes(shape: Shape, cut: Cut) -> Numbers:
     """What the layers of one stage keep of one microbatch for the backward pass, nothing recomputed."""
     dense, mixture = values_per_token(shape, cut)
     num_dense, num_moe = stage_layers(shape, cut)
-    return _BYTES * cut.tokens * (num_dense * dense + num_moe * mixture)
+    return cut.value_bytes * cut.tokens * (num_dense * dense + num_moe * mixture)
 
 
 def values_per_token(shape: Shape, cut: Cut) -> tuple[Numbers, Numbers]:
@@ -127,7 +130,7 @@ def values_per_token(shape: Shape, cut: Cut) -> tuple[Numbers, Numbers]:
     """
     d, tp = shape.model_dim, cut.tp
     heads = (shape.num_heads * (shape.query_dim + shape.value_dim) + np.maximum(shape.num_kv_heads, tp) * (shape.query_dim + shape.value_dim)) / tp
-    narrow = cut.kept_bytes / _BYTES
+    narrow = cut.kept_bytes / cut.value_bytes
     attention = (2 + 2 * narrow) * d / tp + heads + np.where(shape.is_latent, (shape.query_rank + shape.kv_rank) * 2, 0.0)
     per_width = narrow * (shape.ffn_inputs + 1)
     dense = attention + per_width * shape.ffn_dim / tp
@@ -139,7 +142,7 @@ def values_per_token(shape: Shape, cut: Cut) -> tuple[Numbers, Numbers]:
 def _selected(shape: Shape, cut: Cut) -> tuple[Numbers, Numbers]:
     """Values kept with latent attention where norms, its way up from the latents and activation functions are computed again
     (DeepSeek-V3, arXiv 2412.19437, 3.2.3): both residuals, the latents, attention's output, gate and up, what experts get."""
-    d, tp, narrow = shape.model_dim, cut.tp, cut.kept_bytes / _BYTES
+    d, tp, narrow = shape.model_dim, cut.tp, cut.kept_bytes / cut.value_bytes
     attention = (2 * d + narrow * shape.num_heads * shape.value_dim) / tp + shape.query_rank + shape.kv_rank
     per_width, k = narrow * shape.ffn_inputs, shape.num_experts_per_token
     mixture = k / tp * (per_width * shape.expert_dim + narrow * d) + per_width * shape.shared_dim / tp
@@ -153,7 +156,7 @@ def _activations_bytes(shape: Shape, cut: Cut, holding: Holding, num_dense: Numb
     kept_dense, kept_mixture = (_kept(shape, cut, holding, width, part) for width, part in zip((dense, mixture), chosen, strict=True))
     one = np.maximum(dense, mixture * (shape.num_moe_layers > 0))
     working = np.where(cut.recompute + cut.selective > 0, one, 0.0) + np.where(cut.tp > 1, _WHOLE_AT_ONCE * shape.model_dim, 0.0)
-    return _BYTES * cut.tokens * np.where(cut.activation_offload > 0, 2 * one, num_dense * kept_dense + num_moe * kept_mixture + working)
+    return cut.value_bytes * cut.tokens * np.where(cut.activation_offload > 0, 2 * one, num_dense * kept_dense + num_moe * kept_mixture + working)
 
 
 def _kept(shape: Shape, cut: Cut, holding: Holding, width: Numbers, selected: Numbers) -> Numbers:

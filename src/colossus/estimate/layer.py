@@ -17,8 +17,6 @@ from colossus.estimate.passes import Pass
 from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Cut, Device, Numbers, Shape
 
-_BYTES = 2  # activations travel and rest in 16 bits
-
 
 @dataclass(frozen=True, kw_only=True)
 class Gemms:
@@ -73,7 +71,7 @@ def attention_core(shape: Shape, cut: Cut, device: Device, profile: Profile) -> 
     flop = 2 * cut.tokens * keys * heads * (shape.query_dim + shape.value_dim)
     halves = 1 + profile.attention_half_tokens / kernel_tokens(cut) + profile.attention_half_dim / shape.value_dim
     rate = device.attention_flop_per_s * profile.attention_fraction / halves
-    scores_s = profile.score_passes * cut.tokens * cut.sequence_tokens * heads * _BYTES / device.memory_bytes_per_s
+    scores_s = profile.score_passes * cut.tokens * cut.sequence_tokens * heads * cut.value_bytes / device.memory_bytes_per_s
     forward_s = np.maximum(flop / rate, attention_bytes(shape, cut) / device.memory_bytes_per_s)
     return Pass(forward_s=forward_s + scores_s, backward_s=2.5 * profile.attention_backward * forward_s + 2 * scores_s)
 
@@ -81,7 +79,7 @@ def attention_core(shape: Shape, cut: Cut, device: Device, profile: Profile) -> 
 def attention_bytes(shape: Shape, cut: Cut) -> Numbers:
     """Of a forward pass with flash attention: queries and the output of a rank's tokens, keys and values of all that it sees."""
     heads, kv_heads = shape.num_heads / cut.tp, np.maximum(shape.num_kv_heads / cut.tp, 1.0)
-    return _BYTES * (cut.tokens * heads + cut.tokens * cut.cp * kv_heads) * (shape.query_dim + shape.value_dim)
+    return cut.value_bytes * (cut.tokens * heads + cut.tokens * cut.cp * kv_heads) * (shape.query_dim + shape.value_dim)
 
 
 def feed_forward(shape: Shape, cut: Cut, gemm: Gemms, width: Numbers) -> Pass:
@@ -98,9 +96,9 @@ def experts(shape: Shape, cut: Cut, gemm: Gemms, profile: Profile) -> Pass:
     return routed * profile.expert_imbalance + gemm(cut.tokens / cut.tp, shape.num_experts, shape.model_dim)
 
 
-def elementwise(width: Numbers, tokens: Numbers, device: Device, passes: Numbers) -> Pass:
+def elementwise(width: Numbers, tokens: Numbers, cut: Cut, device: Device, passes: Numbers) -> Pass:
     """Norms, activations, residuals: so many passes over ``width`` values of each token; the backward pass takes two."""
-    once_s = passes * tokens * width * _BYTES / device.memory_bytes_per_s
+    once_s = passes * tokens * width * cut.value_bytes / device.memory_bytes_per_s
     return Pass(forward_s=once_s, backward_s=2 * once_s)
 
 
@@ -120,7 +118,7 @@ def tensor_parallel(shape: Shape, cut: Cut, device: Device, *, is_moe: bool) -> 
 
     The backward pass gathers one input again. Experts replace the feed-forward's half by their own all-to-all.
     """
-    one_s = gather_s(device, cut.tokens * shape.model_dim * _BYTES, cut.tp, np.ones_like(cut.tp)) * (0.5 if is_moe else 1.0)
+    one_s = gather_s(device, cut.tokens * shape.model_dim * cut.value_bytes, cut.tp, np.ones_like(cut.tp)) * (0.5 if is_moe else 1.0)
     return Pass(forward_s=4 * one_s, backward_s=5 * one_s)
 
 
@@ -130,7 +128,7 @@ def expert_parallel(shape: Shape, cut: Cut, device: Device) -> Pass:
     Node-limited routing (DeepSeek-V3, arXiv 2412.19437, 2.1.2 and 3.2.2): a token's experts lie in few groups, a group in one domain
     where there are no more domains than groups, and one copy for each domain crosses the network.
     """
-    num_bytes = cut.tokens / cut.tp * shape.num_experts_per_token * shape.model_dim * _BYTES
+    num_bytes = cut.tokens / cut.tp * shape.num_experts_per_token * shape.model_dim * cut.value_bytes
     domains = np.maximum(cut.ep / device.domain_chips, 1.0)
     most = shape.num_groups_per_token * np.maximum(domains / np.maximum(shape.num_expert_groups, 1.0), 1.0)
     kept = np.where(shape.num_expert_groups > 0, np.minimum(most / np.maximum(shape.num_experts_per_token, 1.0), 1.0), 1.0)

@@ -159,6 +159,7 @@ class Cut(Table):
     cp_kind: Numbers = 0.0  # a place in spec.layout.CpKind
     optimizer_offload: Numbers = 0.0  # 1: master weights and moments rest in the host's memory, which updates them
     activation_offload: Numbers = 0.0  # 1: what layers keep for the backward pass rests there
+    value_bytes: Numbers = 2.0  # of a weight, an activation and a gradient as they are computed: 4 in float32
     kept_bytes: Numbers = 2.0  # of a value that a product reads again in the backward pass
 
     @property

@@ -15,7 +15,6 @@ from colossus.estimate.pipeline import is_dualpipe
 from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Cut, Device, Numbers, Shape
 
-_BYTES = 2
 # Of the travel of gradients that shows however long the backward pass is: its last bucket.
 _SHOWN = 0.03
 # AdamW reads gradient, master and two moments and writes master, moments and the 16-bit weight: 4 * 4 + 3 * 4 + 2 bytes.
@@ -58,7 +57,7 @@ def dp_s(shape: Shape, cut: Cut, device: Device, profile: Profile, stage_s: Numb
     inner = (cut.tp, np.maximum(cut.ep, 1.0))
     copies = np.where(is_dualpipe(cut), 2.0, 1.0)
     travel = lambda wire: sum(gather_s(device, copies * wire * part, size, near) for part, size, near in zip(parts, ranks, inner, strict=True))
-    once_s, round_s = travel(profile.gradient_bytes + _BYTES), travel(profile.gradient_bytes)
+    once_s, round_s = travel(profile.gradient_bytes + cut.value_bytes), travel(profile.gradient_bytes)
     hidden_s = np.minimum(profile.dp_hidden, 1.0) * stage_s / cut.virtual_stages * np.where(cut.pp > 1, 1.0, 2 / 3)
     shown = lambda seconds: np.maximum(seconds - hidden_s, _SHOWN * seconds)
     return shown(once_s) + (gradient_rounds(cut) - 1) * shown(round_s)
@@ -71,12 +70,13 @@ def fsdp_s(shape: Shape, cut: Cut, device: Device, profile: Profile, compute_s: 
     """
     (dense, routed), (data, expert_data) = held(shape, cut), shards(cut)
     inner = np.maximum(cut.ep, 1.0)
-    one_s = gather_s(device, dense * _BYTES, data, cut.tp) + gather_s(device, routed * _BYTES, expert_data, inner)
+    travel = lambda wire: gather_s(device, dense * wire, data, cut.tp) + gather_s(device, routed * wire, expert_data, inner)
+    gather_once_s, scatter_once_s = travel(cut.value_bytes), travel(np.maximum(profile.gradient_bytes, cut.value_bytes))
     groups = cut.replica_groups
     across_s = gather_s(device, dense / data * profile.gradient_bytes, groups, cut.tp * data)
     across_s = across_s + gather_s(device, routed / expert_data * profile.gradient_bytes, groups, inner * expert_data)
     gathers = np.where(cut.weights_sharded > 0, 2 * cut.num_microbatches, 1.0)
-    travel_s = one_s * (gathers + cut.num_microbatches) + 2 * across_s
+    travel_s = gather_once_s * gathers + scatter_once_s * cut.num_microbatches + 2 * across_s
     return np.maximum(travel_s - np.minimum(profile.fsdp_hidden, 1.0) * compute_s, profile.fsdp_exposed * travel_s)
 
 
@@ -100,4 +100,4 @@ def activation_wait_s(cut: Cut, device: Device, kept_bytes: Numbers, microbatch_
 
 def state_travel_s(shape: Shape, cut: Cut, device: Device) -> Numbers:
     """Gradients to the host and weights back, after the last backward pass."""
-    return cut.optimizer_offload * updated(shape, cut) * 2 * _BYTES / device.host_bytes_per_s
+    return cut.optimizer_offload * updated(shape, cut) * 2 * cut.value_bytes / device.host_bytes_per_s

@@ -17,7 +17,6 @@ from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Cut, Device, Numbers, Shape, outer_stage_layers, stage_layers
 from colossus.estimate.sharding import activation_wait_s, optimizer_s, state_travel_s, weights_s
 
-_BYTES = 2
 # A layer takes the longer of its device time and of launching it; the power joins the two smoothly.
 _JOIN = 6.0
 
@@ -97,7 +96,7 @@ def step_parts(shape: Shape, cut: Cut, device: Device, profile: Profile) -> Step
     stage_s = sum(layers.values()) / cut.num_microbatches
     wait_s = activation_wait_s(cut, device, kept_bytes(shape, cut), stage_s)
     once_s = _head_on_critical_s(shape, cut, profile, _head_s(shape, cut, device, profile), stage_s + wait_s)
-    send = np.where(cut.pp > 1, 2 * send_s(device, cut.tokens / cut.tp * shape.model_dim * _BYTES, cut.tp * cut.cp * cut.dp, cut.pp), 0.0)
+    send = np.where(cut.pp > 1, 2 * send_s(device, cut.tokens / cut.tp * shape.model_dim * cut.value_bytes, cut.tp * cut.cp * cut.dp, cut.pp), 0.0)
     parts = {
         **layers,
         "head_s": cut.num_microbatches * once_s,
@@ -121,7 +120,7 @@ def _dense_layer(shape: Shape, cut: Cut, device: Device, profile: Profile) -> _L
     return _Layer(
         gemm=layer.attention_projections(shape, cut, gemm) + layer.feed_forward(shape, cut, gemm, shape.ffn_dim),
         attention=core,
-        elementwise=layer.elementwise(layer.attention_width(shape, cut) + width, cut.tokens, device, profile.elementwise_passes),
+        elementwise=layer.elementwise(layer.attention_width(shape, cut) + width, cut.tokens, cut, device, profile.elementwise_passes),
         tp=layer.tensor_parallel(shape, cut, device, is_moe=False) * profile.tp_exposed,
         cp=context_parallel(shape, cut, device, profile, core),
         ep=nothing,
@@ -133,13 +132,13 @@ def _moe_layer(shape: Shape, cut: Cut, device: Device, profile: Profile) -> _Lay
     gemm = Gemms(device=device, profile=profile, cut=cut)
     core = layer.attention_core(shape, cut, device, profile)
     shared = layer.feed_forward(shape, cut, gemm, np.maximum(shape.shared_dim, 1.0)) * (shape.shared_dim > 0)
-    around = layer.elementwise(layer.expert_width(shape), cut.tokens / cut.tp, device, profile.elementwise_passes * profile.expert_passes)
+    around = layer.elementwise(layer.expert_width(shape), cut.tokens / cut.tp, cut, device, profile.elementwise_passes * profile.expert_passes)
     gemms = layer.attention_projections(shape, cut, gemm) + shared + layer.experts(shape, cut, gemm, profile)
     travel = layer.expert_parallel(shape, cut, device)
     return _Layer(
         gemm=gemms,
         attention=core,
-        elementwise=layer.elementwise(layer.attention_width(shape, cut), cut.tokens, device, profile.elementwise_passes) + around,
+        elementwise=layer.elementwise(layer.attention_width(shape, cut), cut.tokens, cut, device, profile.elementwise_passes) + around,
         tp=layer.tensor_parallel(shape, cut, device, is_moe=True) * profile.tp_exposed,
         cp=context_parallel(shape, cut, device, profile, core),
         ep=travel * _expert_share(cut, profile, travel.both_s, gemms.both_s + core.both_s),

@@ -241,7 +241,7 @@ def _near(question: Question) -> Sequence[int]:
 
 
 def _cut_of(question: Question, wanted: PlannedLayout) -> Cut:
-    from colossus.estimate.device import is_low_precision
+    from colossus.estimate.device import is_low_precision, value_bytes
 
     micro = wanted.num_microbatch_sequences
     one = lambda value: np.array([float(value)])
@@ -256,6 +256,7 @@ def _cut_of(question: Question, wanted: PlannedLayout) -> Cut:
         weights_sharded=one(wanted.zero_stage == 3),
         optimizer_sharded=one(wanted.zero_stage < 3),
         is_low_precision=one(is_low_precision(question.precision)),
+        value_bytes=one(value_bytes(question.precision)),
         kept_bytes=one(question.kept_bytes),
         gradients_sharded=one(wanted.zero_stage == 2),
         replica_groups=one(wanted.num_replica_groups),

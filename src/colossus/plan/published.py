@@ -11,7 +11,7 @@ from colossus.catalog.measured import Coefficients, Program, program_of
 from colossus.catalog.models import load_model
 from colossus.catalog.nodes import load_node_entry
 from colossus.catalog.published import PublishedRun, our_word
-from colossus.estimate.device import device_of, holding_of, is_low_precision, profile_of
+from colossus.estimate.device import device_of, holding_of, is_low_precision, profile_of, value_bytes
 from colossus.estimate.footprint import Holding
 from colossus.estimate.pipeline import place
 from colossus.estimate.profile import Profile
@@ -79,7 +79,7 @@ def _case(run: PublishedRun) -> Case:
     node = our_word("accelerators", run.text("accelerator"))
     if node is None:
         raise DataError(f"row {run.id}: accelerator {run.text('accelerator')!r} is not in the catalog", hint="published/words.toml lists what is")
-    precision = our_word("precisions", run.text("precision")) or "bfloat16"
+    precision = _word(run, "precisions", "precision")
     program = program_of(f"{run.text('framework')}; {run.text('note')}", run.text("date"))
     chip, machine = load_node_entry(node).chip, _machine(node, our_word("networks", run.text("interconnect")))
     memory = run.get("peak_mem_gib")
@@ -95,6 +95,14 @@ def _case(run: PublishedRun) -> Case:
         step_s=measured_step_s(run),
         memory_bytes=None if memory is None else memory * 2**30,
     )
+
+
+def _word(run: PublishedRun, table: str, column: str) -> str:
+    """A cell in our terms; what no pattern knows is no guess."""
+    word = our_word(table, run.text(column))
+    if word is None:
+        raise DataError(f"row {run.id}: {column} {run.text(column)!r} is not known", hint=f"published/words.toml, table {table}, lists what is")
+    return word
 
 
 @cache
@@ -156,12 +164,14 @@ def cut_of(run: PublishedRun, card: ModelCard, program: Program, precision: str)
     dp = chips / (axis["tp"] * axis["pp"] * axis["cp"])
     if dp < 1 or dp != int(dp):
         raise DataError(f"row {run.id}: tp, pp and cp do not multiply to {chips:.0f} chips")
+    if sequences < dp:
+        raise DataError(f"row {run.id}: {sequences:.0f} sequences a step do not reach {dp:.0f} replicas")
     micro = min(run.number("micro_batch", 1.0 if axis["pp"] > 1 else _USUAL_MICROBATCH), sequences / dp)
     recompute, zero = run.text("recompute"), run.text("zero_stage")
     schedule = schedule_of(run.text("framework"))
     chunks = card.num_layers / axis["pp"] / program.chunk_layers if program.chunk_layers and axis["pp"] > 1 else 1.0
-    gradients = re.match(r"2|.*zero2", zero) is not None
-    sharded = not gradients and ("fsdp" in zero.lower() or zero.startswith("3") or (not zero and program.name == "maxtext"))
+    stage = _word(run, "zero_stages", "zero_stage") or _usual_stage(program)
+    gradients, sharded = stage == "2", stage == "3"
     return Cut(
         **axis,
         dp=dp,
@@ -172,9 +182,10 @@ def cut_of(run: PublishedRun, card: ModelCard, program: Program, precision: str)
         recompute=float(recompute.startswith("full")),
         selective=float(recompute not in ("", "none") and not recompute.startswith("full")),
         weights_sharded=float(sharded),
-        optimizer_sharded=float(gradients or (not sharded and _is_distributed(zero, program))),
+        optimizer_sharded=float(stage in ("1", "2")),
         is_low_precision=float(is_low_precision(precision)),
-        kept_bytes=program.low_precision_kept_bytes if is_low_precision(precision) else 2.0,
+        value_bytes=value_bytes(precision),
+        kept_bytes=program.low_precision_kept_bytes if is_low_precision(precision) else value_bytes(precision),
         gradients_sharded=float(gradients),
         replica_groups=_replica_groups(zero, dp * axis["cp"]) if sharded else 1.0,
         schedule=float(place(schedule)),
@@ -182,9 +193,11 @@ def cut_of(run: PublishedRun, card: ModelCard, program: Program, precision: str)
     )
 
 
-def _is_distributed(zero: str, program: Program) -> bool:
-    """Whether the optimizer's state is sharded: as the row says, or as programs do that shard it unless told otherwise."""
-    return zero.startswith(("distributed", "1")) or (not zero and program.name.startswith(("nemo", "mlperf", "megatron-b")))
+def _usual_stage(program: Program) -> str:
+    """What a program shards unless told otherwise."""
+    if program.name == "maxtext":
+        return "3"
+    return "1" if program.name.startswith(("nemo", "mlperf", "megatron-b")) else "0"
 
 
 def schedule_of(framework: str) -> Schedule:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from colossus.catalog.measured import Coefficients, Program, usable_memory_fraction
-from colossus.estimate.device import device_of, holding_of, is_low_precision, profile_of
+from colossus.estimate.device import device_of, holding_of, is_low_precision, profile_of, value_bytes
 from colossus.estimate.footprint import Footprint, Holding, footprint, host_bytes
 from colossus.estimate.profile import Profile
 from colossus.estimate.shape import Cut, Device, Shape
@@ -58,7 +58,7 @@ class Question:
 
     @property
     def kept_bytes(self) -> float:
-        return self.program.low_precision_kept_bytes if is_low_precision(self.precision) else 2.0
+        return self.program.low_precision_kept_bytes if is_low_precision(self.precision) else value_bytes(self.precision)
 
     @property
     def can(self) -> tuple[str, ...]:
@@ -150,6 +150,7 @@ def cuts(question: Question) -> Cut:
         weights_sharded=(sharding == 1).astype(float),
         optimizer_sharded=(sharding == 0).astype(float),
         is_low_precision=np.full_like(tp, float(is_low_precision(question.precision))),
+        value_bytes=np.full_like(tp, value_bytes(question.precision)),
         kept_bytes=np.full_like(tp, question.kept_bytes),
     )  # fmt: skip
     kept = take(whole, ~((sharding == 1) & (pp > 1)))  # ZeRO 3 gathers every microbatch anew: never with a pipeline

@@ -104,19 +104,29 @@ class Validation:
             ("median error of memory", self.memory_median_error_fraction or 0.0, _MEMORY_MEDIAN),
             ("worst error of memory", self.memory_worst_error_fraction or 0.0, _MEMORY_WORST),
         ]
+        badly = sum(sweep.rank_correlation < _RANK for sweep in self.sweeps), sum(sweep.chosen_over_best_fraction > _CHOICE for sweep in self.sweeps)
+        ranking = [
+            (f"share of sweeps ranked with less than {_RANK}", badly[0] / max(1, len(self.sweeps)), _BADLY_RANKED),
+            (f"share of sweeps whose choice is more than {_CHOICE:.0%} slower than the best", badly[1] / max(1, len(self.sweeps)), _BADLY_CHOSEN),
+        ]
         return [
             ("median error", self.whole.median_error_fraction, _MEDIAN),
             ("90th percentile of the error", self.whole.p90_error_fraction, _P90),
             ("bias", abs(self.whole.bias_fraction), _BIAS),
             ("share of rows left out", len(self.left_out) / max(1, len(self.rows)), _LEFT_OUT),
             ("share of layouts that ran and are called infeasible", sum(row.is_called_infeasible for row in self.rows) / max(1, len(self.rows)), 0.0),
+            ("share of runs outside the stated interval", 1 - self.whole.inside_fraction, _OUTSIDE),
             *groups,
             *memory,
+            *ranking,
         ]
 
 
 # What the validation must not exceed in CI.
 _MEDIAN, _P90, _GROUP_MEDIAN, _BIAS, _LEFT_OUT, _MEMORY_MEDIAN, _MEMORY_WORST = 0.06, 0.15, 0.10, 0.02, 0.03, 0.05, 0.15
+_OUTSIDE = 0.15
+# The aim is every sweep; these are what holds now (docs/validation.md names the sweeps that miss).
+_RANK, _CHOICE, _BADLY_RANKED, _BADLY_CHOSEN = 0.95, 0.03, 0.30, 0.12
 _LEAST_SWEEP = 5
 
 
@@ -213,20 +223,20 @@ def _sweeps(rows: list[Row]) -> list[Sweep]:
 
 def _sweep(name: str, rows: list[Row]) -> Sweep:
     estimated, measured = (np.array([getattr(row, field) for row in rows], float) for field in ("step_s", "measured_step_s"))
-    rates = np.array([1.0 if row.tokens_per_step is None else row.tokens_per_step for row in rows])
-    chosen = measured[np.argmin(estimated / rates)] / rates[np.argmin(estimated / rates)]
+    tokens = np.array([1.0 if row.tokens_per_step is None else row.tokens_per_step for row in rows])
+    estimated, measured = estimated / tokens, measured / tokens
     return Sweep(
         name=name,
         num_rows=len(rows),
-        rank_correlation=_rank_correlation(rows),
-        chosen_over_best_fraction=float(chosen / np.min(measured / rates) - 1),
+        rank_correlation=_rank_correlation(estimated, measured),
+        chosen_over_best_fraction=float(measured[np.argmin(estimated)] / np.min(measured) - 1),
     )
 
 
-def _rank_correlation(rows: list[Row]) -> float:
-    ranks = [_ranks(np.array([getattr(row, name) for row in rows], float)) for name in ("step_s", "measured_step_s")]
-    spread = np.std(ranks, axis=1)
-    return float(np.corrcoef(ranks)[0, 1]) if min(spread) > 0 else 1.0
+def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's."""
+    ranks = [_ranks(one), _ranks(other)]
+    return float(np.corrcoef(ranks)[0, 1]) if min(np.std(ranks, axis=1)) > 0 else 1.0
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
