@@ -34,6 +34,18 @@ def exchange_s(device: Device, size: float, inner: float = 1.0) -> float:
     return float(all_to_all_s(device, GB, np.array([float(size)]), np.array([float(inner)]))[0])
 
 
+def test_a_pipeline_that_leaves_the_domain_waits_for_its_message_over_the_network():
+    device = device_of(load_machine("h100-sxm*64"), "h100-sxm", "bfloat16")
+    inside, across = (float(send_s(device, 1e8, inner, stages)) for inner, stages in ((1.0, 8.0), (4.0, 16.0)))
+    assert across == pytest.approx(1e8 / device.scale_out_bytes_per_s + device.scale_out_latency_s) and across > 5 * inside
+
+
+def test_nodes_without_a_fabric_have_the_network_alone():
+    device = device_of(load_machine("cpu*4"), "cpu", "float32")
+    assert device.domain_chips == 1 and np.isfinite(float(gather_s(device, 1e9, 4.0, 1.0)))
+    assert device.memory_bytes == pytest.approx(load_machine("cpu*4").node.memory_bytes)
+
+
 def test_a_ring_that_leaves_a_pod_shares_its_uplinks():
     """Llama 3: pods of 3,072, 1:7 between. Groups of 2 stand 4,096 apart: one member a pod; of 16 ranks 512 apart six share the uplinks."""
     out = SWITCHED.scale_out_bytes_per_s

@@ -36,7 +36,7 @@ def test_nothing_is_above_its_roof(model, machine, options):
 
 @pytest.mark.parametrize(("model", "machine", "options"), CASES)
 def test_the_work_counted_is_that_of_the_model(model, machine, options):
-    """All kinds over all layers, microbatches and chips give the model's FLOP: within what routers, copied keys and causal counting differ by."""
+    """All kinds over all layers, microbatches and chips give the model's FLOP: within what routers, copied keys and latents and causal counting differ by."""
     asked = question(model, machine, **options)
     candidates = search(asked)
     flat = [int(index) for index in candidates.order() if candidates.cut.pp[index] == 1 and not candidates.cut.recompute[index]]
@@ -45,7 +45,7 @@ def test_the_work_counted_is_that_of_the_model(model, machine, options):
     cut, parts, _ = candidates.at(flat[0])
     rounds = cut.num_microbatches
     whole = asked.num_chips * rounds * sum(work.num_flop * work.num_layers for work in works(asked, cut, parts) if work.name != "norms and activations")
-    assert whole == pytest.approx(train_flop(asked.card, asked.num_sequences, asked.sequence_tokens).model_flop, rel=0.08)
+    assert whole == pytest.approx(train_flop(asked.card, asked.num_sequences, asked.sequence_tokens).model_flop, rel=0.12)
 
 
 def test_what_ifs_lift_the_roofs():

@@ -278,3 +278,13 @@ def test_layouts_per_second_are_counted_not_timed():
     assert len(rows) == len(cut.tp)
     assert choice_at(asked, search(asked), 0, 1.0).step_s > 0
     assert replace(asked, num_chips=4).num_chips == 4
+
+
+def test_float32_holds_and_sends_four_bytes():
+    wide, narrow = (question("llama-3-8b", "h100-sxm*64", sequences=64, precision=precision) for precision in ("float32", "bfloat16"))
+    layout = PlannedLayout(dp=64, num_microbatch_sequences=1, zero_stage=1)
+    heavy, light = (choice_at(asked, estimate(asked, _cut_of(asked, layout)), 0, 1.0) for asked in (wide, narrow))
+    assert heavy.memory_parts_bytes["weights"] == 2 * light.memory_parts_bytes["weights"]
+    assert heavy.memory_parts_bytes["activations"] == pytest.approx(2 * light.memory_parts_bytes["activations"])
+    assert heavy.memory_parts_bytes["optimizer"] == pytest.approx(light.memory_parts_bytes["optimizer"] * 2 / 3)
+    assert heavy.parts_s["elementwise"] == pytest.approx(2 * light.parts_s["elementwise"]) and heavy.parts_s["attention"] > 4 * light.parts_s["attention"]

@@ -59,3 +59,19 @@ def test_a_fit_moves_towards_its_runs_and_keeps_the_rest():
     after = fit(slower, before)
     assert abs(after.error_fraction).mean() < 0.15
     assert after.coefficients.factors["chip"]["gb200"] == before.factors["chip"]["gb200"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"zero_stage": "shards of glass"}, "zero_stage"), ({"precision": "fp77"}, "precision"), ({"global_batch_seqs": "1"}, "replicas")]
+)
+def test_words_that_no_pattern_knows_are_no_guess(change, words):
+    with pytest.raises(DataError, match=words):
+        case_of(PublishedRun({**RUNS[0].cells, **change}))
+
+
+@pytest.mark.parametrize(
+    ("words", "stage"), [("ZeRO-3", 3), ("zero3", 3), ("FSDP2 8", 3), ("ZeRO-1", 1), ("stage2", 2), ("fsdp SHARD_GRAD_OP (zero2)", 2), ("0", 0)]
+)
+def test_zero_stages_are_read_as_they_are_written(words, stage):
+    cut = case_of(PublishedRun({**RUNS[0].cells, "zero_stage": words})).cut
+    assert (cut.weights_sharded, cut.gradients_sharded, cut.optimizer_sharded) == (stage == 3, stage == 2, stage in (1, 2))

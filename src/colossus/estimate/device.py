@@ -29,6 +29,7 @@ def device_of(machine: Machine, chip: str, precision: str, num_chips: int | None
     reached = rates["torus_fraction" if up and up.torus_dims else "scale_up_fraction"]
     up_rate = reached * up.bandwidth_bytes_per_s_per_chip.value if up else 0.0
     out_rate = rates["scale_out_fraction"] * out.bandwidth_bytes_per_s_per_chip.value if out else up_rate
+    up_rate = up_rate or out_rate  # no fabric: a domain of one, whose links are the network's
     return Device(
         gemm_flop_per_s=narrow[0],
         m_half=narrow[1],
