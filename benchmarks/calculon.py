@@ -192,7 +192,7 @@ def calculon_errors(peer: Peer, cases: Sequence[Case]) -> dict[str, Any]:
 
 def unseen_fits(everything: Sequence[Case]) -> dict[str, Callable[[Case], Coefficients]]:
     """Which coefficients estimate a case that they have not seen: of fits without its half of the rows, and without the groups."""
-    nothing = replace(load_coefficients(), factors={}, spread={})
+    nothing = replace(load_coefficients(), factors={}, spread={}, seen={})
     place = {case.run.id: index % 2 for index, case in enumerate(case for case in everything if case.run.group in PIPELINED)}
     halves = [fit([case for case in everything if place.get(case.run.id) != half], nothing).coefficients for half in (0, 1)]
     without = fit([case for case in everything if case.run.id not in place], nothing).coefficients

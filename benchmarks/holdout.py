@@ -53,7 +53,7 @@ def folds(cases: list[Case], key: Callable[[Case], str], count: int | None) -> I
 
 def left_out(cases: list[Case], key: Callable[[Case], str], count: int | None) -> np.ndarray:
     """Estimated over measured, less one, of every tier A run, by a fit that had not seen its like."""
-    nothing = replace(load_coefficients(), factors={}, spread={})
+    nothing = replace(load_coefficients(), factors={}, spread={}, seen={})
     errors: list[float] = []
     for unseen in folds(cases, key, count):
         tried = [case for case in cases if key(case) in unseen and not case.is_incomplete]

@@ -21,7 +21,7 @@ from colossus.spec.machine import How
 
 FOLDER = "measured"
 SCHEMA = 2  # of files of coefficients
-_KEYS = ("schema", "source", "date", "num_runs", "num_decided", "median_error_fraction", "p90_error_fraction", "factors", "spread")
+_KEYS = ("schema", "source", "date", "num_runs", "num_decided", "median_error_fraction", "p90_error_fraction", "factors", "spread", "seen")
 # What a coefficient may differ by; a family is of programs.
 SCOPES = ("all", "precision", "chip", "chip_precision", "family", "program")
 
@@ -64,6 +64,7 @@ class Coefficients:
     priors: Mapping[str, Prior]
     factors: Mapping[str, Mapping[str, Mapping[str, float]]]  # scope -> key -> coefficient -> factor
     spread: Mapping[str, tuple[float, float]]  # program -> ends between which measured over estimated lies in 9 runs of 10
+    seen: Mapping[str, tuple[str, ...]]  # family of programs -> chips that its runs were on
 
     def get(self, name: str, *, chip: str, precision: str, program: str) -> float:
         prior = self.priors[name]
@@ -71,13 +72,14 @@ class Coefficients:
         found = prior.value * math.prod(self.factors.get(scope, {}).get(keys[scope], {}).get(name, 1.0) for scope in prior.vary)
         return min(max(found, prior.least), prior.most)
 
-    def knows(self, chip: str, precision: str) -> bool:
-        """Whether runs on this chip in this precision were among those fitted on."""
-        return bool(self.factors.get("chip_precision", {}).get(f"{chip} {precision}"))
+    def knows(self, program: str, *, chip: str, precision: str) -> bool:
+        """Whether runs on this chip in this precision, and of this program's family on it, were among those fitted on."""
+        family = keys_of(chip=chip, precision=precision, program=program)["family"]
+        return bool(self.factors.get("chip_precision", {}).get(f"{chip} {precision}")) and chip in self.seen.get(family, ())
 
     def interval(self, program: str, *, chip: str, precision: str) -> tuple[float, float]:
-        """Ends between which measured over estimated time lies in 9 runs of 10; as far as on models not seen where the chip was not (benchmarks/holdout.py)."""
-        if not self.knows(chip, precision):
+        """Ends between which measured over estimated time lies in 9 runs of 10; as far as on chips not seen where this one was not (benchmarks/holdout.py)."""
+        if not self.knows(program, chip=chip, precision=precision):
             return tuple(_read("unseen.toml")["measured_over_estimated"])
         ends = list(self.spread.values()) or [(1.0, 1.0)]
         return self.spread.get(program, (min(low for low, _ in ends), max(high for _, high in ends)))
@@ -146,11 +148,14 @@ def _laid_over(path: Path, _mtime_ns: int, _num_bytes: int) -> Coefficients:
         for key, named in entries.items():
             data["factors"].setdefault(scope, {}).setdefault(key, {}).update(named)
     data["spread"].update(own.get("spread", {}))
+    for family, chips in own.get("seen", {}).items():
+        data["seen"][family] = sorted({*data["seen"].get(family, []), *chips})
     return _coefficients(data)
 
 
 def _coefficients(data: Mapping[str, Any]) -> Coefficients:
-    return Coefficients(priors=priors(), factors=data.get("factors", {}), spread={name: (low, high) for name, (low, high) in data["spread"].items()})
+    spread = {name: (low, high) for name, (low, high) in data["spread"].items()}
+    return Coefficients(priors=priors(), factors=data.get("factors", {}), spread=spread, seen={name: tuple(chips) for name, chips in data["seen"].items()})
 
 
 def _own(path: Path) -> dict[str, Any]:
@@ -172,7 +177,7 @@ def _problems(data: Mapping[str, Any]) -> Iterator[Problem]:
         return
     yield from (Problem(path=name, value="a key", rule="is none", hint=nearest(name, _KEYS)) for name in data if name not in _KEYS)
     factors, spread = data.get("factors", {}), data.get("spread", {})
-    tables = {"factors": factors, "spread": spread}
+    tables = {"factors": factors, "spread": spread, "seen": data.get("seen", {})}
     if wrong := [Problem(path=name, value=repr(table), rule="must be a table") for name, table in tables.items() if not isinstance(table, dict)]:
         yield from wrong
         return

@@ -143,7 +143,7 @@ def _without_values(known: Coefficients) -> Coefficients:
     """Priors alone, so that nothing outlives the runs it was fitted to."""
     from dataclasses import replace
 
-    return replace(known, factors={}, spread={})
+    return replace(known, factors={}, spread={}, seen={})
 
 
 def _fit(cases: Sequence[Case], start: Coefficients) -> Fit:
@@ -170,6 +170,7 @@ def coefficients_data(found: Fit, cases: Sequence[Case], about: Sequence[str], *
         "p90_error_fraction": round(float(np.percentile(residual, 90)), 4),
         "factors": _news(factors, kept.factors if kept else {}),
         "spread": {name: list(ends) for name, ends in sorted(spread.items()) if kept is None or kept.spread.get(name) != ends},
+        "seen": {name: list(chips) for name, chips in found.coefficients.seen.items() if kept is None or kept.seen.get(name) != chips},
     }
 
 

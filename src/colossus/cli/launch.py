@@ -105,6 +105,12 @@ def reopen(folder: Path, assignments: tuple[str, ...], workers: int | None, *, k
     return run
 
 
+def is_done(run: Run) -> bool:
+    """Whether its last supervisor ended with all steps done."""
+    ended = [event for event in read_events(run.events) if event.kind in ("run_started", "run_ended")]
+    return bool(ended) and ended[-1].kind == "run_ended" and ended[-1].payload["status"] == "done" and _last_step(run) >= run.load_job().num_steps
+
+
 def supervise(run: Run, *, kills: Kills) -> str:
     """Trains the run to its end; returns "done" or "interrupted". Raises EngineError when it cannot go on."""
     from colossus.cli.watch import Watch

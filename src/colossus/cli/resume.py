@@ -22,10 +22,16 @@ def command(folder: Path, engine: str, workers: int | None, assignments: tuple[s
 
     --set num_steps=N trains further; the model and the data stay as they were.
     """
-    from colossus.cli.launch import check_engine, reopen, supervise
+    from colossus.cli.common import talk
+    from colossus.cli.launch import check_engine, is_done, reopen, supervise
     from colossus.cli.show import finish
+    from colossus.spec.run import open_run
 
     check_engine(engine)
+    if not assignments and is_done(run := open_run(folder)):
+        talk().print(f"{run.folder} has done its {run.load_job().num_steps} steps already; train further with --set num_steps=N")
+        finish(run, "done", as_json=as_json)
+        return
     run = reopen(folder, assignments, workers, kills=kills)
     status = supervise(run, kills=kills)
     finish(run, status, as_json=as_json)

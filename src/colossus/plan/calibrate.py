@@ -82,7 +82,16 @@ def fit(cases: Sequence[Case], start: Coefficients) -> Fit:
     error = found.estimated / measured_s - 1
     factors = _merged(_merged(start.factors, found.factors), _fit_memory(cases, start))
     spread = dict(start.spread) | spread_by_program(cases, error)
-    return Fit(coefficients=replace(start, factors=factors, spread=spread), error_fraction=error, num_effective=found.num_effective)
+    return Fit(coefficients=replace(start, factors=factors, spread=spread, seen=_seen(cases, start)), error_fraction=error, num_effective=found.num_effective)
+
+
+def _seen(cases: Sequence[Case], start: Coefficients) -> dict[str, tuple[str, ...]]:
+    """Chips by family of programs, those of ``start`` among them."""
+    found = {family: set(chips) for family, chips in start.seen.items()}
+    for case in cases:
+        keys = keys_of(chip=case.chip, precision=case.precision, program=case.program.name)
+        found.setdefault(keys["family"], set()).add(case.chip)
+    return {family: tuple(sorted(chips)) for family, chips in sorted(found.items())}
 
 
 def _fit_memory(cases: Sequence[Case], start: Coefficients) -> Factors:

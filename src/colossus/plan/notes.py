@@ -23,12 +23,12 @@ def notes(question: Question, candidates: Candidates, first: Choice) -> list[str
 
 
 def _of_the_estimate(question: Question) -> list[str]:
-    known = question.coefficients.knows(question.chip, question.precision)
+    known = question.coefficients.knows(question.program.name, chip=question.chip, precision=question.precision)
     name = question.program.name
     notes = [f"{name}: how well that program does on {question.chip}, as fitted on published runs; --program names another"] if known else []
     if not known:
         notes.append(
-            f"estimates were fitted on no run on {question.chip} in {question.precision}: efficiencies are assumed, those of {name} apart; trust them less"
+            f"estimates were fitted on no run of {name} or its kin on {question.chip} in {question.precision}: what programs and chips have in common is assumed; trust them less"
         )
     spare = question.machine.num_chips - question.num_chips
     if question.is_whole and spare:
