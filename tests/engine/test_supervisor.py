@@ -123,6 +123,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, undisturbe
     assert [event.payload["step"] for event in rejected] == [60] and victim.name in rejected[0].payload["reason"]
     restored = [event.payload for event in events(folder, "worker_phase") if event.payload["phase"] == "restored"][-1]
     assert restored["step"] == 40 and step_of(folder) == 70
+    before = (folder / "events.jsonl").read_bytes()
+    assert "has done its 70 steps already" in run("resume", folder, runs=tmp_path)[1] and (folder / "events.jsonl").read_bytes() == before
 
 
 def test_two_runs_on_one_machine_do_not_meet(tmp_path, undisturbed):

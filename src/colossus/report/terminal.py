@@ -37,6 +37,8 @@ def render(report: Report, *, width: int = 96, paths: dict[str, str] | None = No
         parts.append(Text.assemble(("\ncheckpoints  ", "bold"), line))
     if report.planned:
         parts += [Text("\nplanned against measured", style="bold"), planned_table(report)]
+        if report.planned_source:
+            parts.append(Text("Parts are of one step that was profiled; the step is the median of all.", style="dim"))
     parts += [Text(f"• {note}") for note in words.notes(report)]
     if paths:
         parts += [Text("\nartefacts", style="bold"), pairs_table(list(paths.items()))]
