@@ -74,6 +74,13 @@ def test_accelerators_take_the_catalogs_figures(chips):
     assert 0.02 < found.step_s * chips < 2.0
 
 
+def test_dp_copies_what_fsdp_shards():
+    card = load_model("llama-3.2-1b")
+    asked = lambda **layout: job(card, batch={"num_sequences": 16, "sequence_tokens": 2048}, precision="bfloat16", layout=layout)
+    parts = [step(plan(asked(**layout), gpus(8), card)).parts_s for layout in ({"fsdp": 8}, {"dp": 2, "fsdp": 4}, {"dp": 4, "fsdp": 2}, {"dp": 8})]
+    assert [found["optimizer"] / parts[0]["optimizer"] for found in parts] == pytest.approx([1, 2, 4, 8])
+
+
 def own_run(name: str = "a", *, factor: float, parts: bool = True) -> OwnRun:
     planned = step(plan(job(layout={"dp": 2}), measured()))
     seen = {"gemm": 2 * planned.parts_s["gemm"], "communication": planned.parts_s["dp"], "elementwise": planned.parts_s["elementwise"]}
