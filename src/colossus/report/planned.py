@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from statistics import median
 from typing import Any, Literal
 
 from colossus.report.record import PlannedRow
 from colossus.spec.errors import ColossusError
 from colossus.spec.event import Event
+from colossus.spec.layout import FORWARD_FRACTION, RECOMPUTED, Remat
 from colossus.spec.plan import Expectation, StepEstimate
 
 PART_NAMES = {
@@ -27,7 +29,7 @@ PART_NAMES = {
     "jitter": "waiting for the slowest",
 }
 # Parts of a plan that a profile sees as one.
-_SEEN_AS = {"dp": "communication", "fsdp": "communication", "tp": "communication", "host": "overhead", "jitter": "overhead", "recompute": "overhead"}
+_SEEN_AS = {"dp": "communication", "fsdp": "communication", "tp": "communication", "host": "overhead", "jitter": "overhead"}
 Unit = Literal["s", "B", "tokens/s", ""]
 
 
@@ -36,6 +38,7 @@ class PlannedAgainstMeasured:
 
     def __init__(self) -> None:
         self._plan: Expectation | None = None
+        self._remat = Remat.NONE
         self._num_workers: int | None = None
         self._steps_s, self._data_s = array("d"), array("d")
         self._parts_s: dict[str, float] = {}
@@ -47,6 +50,7 @@ class PlannedAgainstMeasured:
             case "run_started":
                 self.__init__()  # type: ignore[misc]
                 self._plan = _expectation(payload.get("planned"))
+                self._remat = _remat(payload.get("layout"))
                 self._num_workers = payload["num_workers"]
             case "attempt_started":
                 self._num_workers = payload["num_workers"]
@@ -99,7 +103,7 @@ class PlannedAgainstMeasured:
         if not self._parts_s:
             return []
         planned: dict[str, float] = {}
-        for name, seconds in step.parts_s.items():
+        for name, seconds in _with_recompute(step.parts_s, self._remat).items():
             seen = _SEEN_AS.get(name, name)
             planned[seen] = planned.get(seen, 0.0) + seconds
         names = sorted(planned.keys() | self._parts_s.keys(), key=lambda name: -self._parts_s.get(name, 0.0))
@@ -112,6 +116,21 @@ def _expectation(data: Any) -> Expectation | None:
         return None if data is None else Expectation.from_data(data, origin="planned")
     except ColossusError:
         return None
+
+
+def _remat(layout: Any) -> Remat:
+    told = layout.get("remat") if isinstance(layout, dict) else None
+    return Remat(told) if told in list(Remat) else Remat.NONE
+
+
+def _with_recompute(parts_s: Mapping[str, float], remat: Remat) -> dict[str, float]:
+    """Recomputing shared out to the parts that do it again, as a profile sees them, each by its forward time."""
+    again_s = {name: FORWARD_FRACTION[name] * parts_s.get(name, 0.0) for name in RECOMPUTED[remat]}
+    whole_s = sum(again_s.values())
+    if not whole_s:
+        return dict(parts_s)
+    factor = parts_s.get("recompute", 0.0) / whole_s
+    return {name: seconds + factor * again_s.get(name, 0.0) for name, seconds in parts_s.items() if name != "recompute"}
 
 
 def _row(
