@@ -13,6 +13,7 @@ from colossus.plan import plan_layout
 from colossus.plan.own_runs import OwnRun, fit_own, planned_s
 from colossus.plan.step_time import basis_of
 from colossus.spec.kernels import Kernels
+from colossus.spec.layout import Remat
 from colossus.spec.machine import Figure, How, Machine
 from colossus.spec.plan import OwnFit, Plan, StepEstimate
 
@@ -46,6 +47,7 @@ def test_measured_kernels_give_a_measured_step_with_checkpoint_and_compiling():
     assert step(found).how is How.MEASURED and "2026-11-25" in step(found).source
     assert found.save_bytes == 3 * 4 * found.num_parameters
     assert found.compile_s == 3.0
+    assert plan(job(layout={"remat": "full"}), measured()).expectation().remat is Remat.FULL
     assert found.expectation().memory_bytes == found.memory_per_device.total_bytes + found.worker_bytes
 
 

@@ -32,10 +32,9 @@ STEP = {
 PLANNED: dict[str, Any] = {"num_workers": 2, "step": STEP, "memory_bytes": 400_000_000, "save_bytes": 50_000_000, "compile_s": 2.0}
 
 
-def report(planned: Any = PLANNED, *, parts: bool = True, num_workers: int = 2, remat: str = "none") -> Report:
+def report(planned: Any = PLANNED, *, parts: bool = True, num_workers: int = 2) -> Report:
     events = Stream(num_steps=40).run()
     events[0].payload["planned"] = planned
-    events[0].payload["layout"]["remat"] = remat
     for event in events:
         if event.kind == "attempt_started":
             event.payload["num_workers"] = num_workers
@@ -68,7 +67,7 @@ def test_recomputing_is_planned_where_a_profile_sees_it(remat):
     work = Work.of(CARD, Layout(dp=2, remat=remat), 16, 128)
     parts_s = local_step(work, RATES)
     once_s = local_step(dataclasses.replace(work, layout=Layout(dp=2)), RATES)
-    found = report(PLANNED | {"step": STEP | {"parts_s": parts_s, "step_s": sum(parts_s.values())}}, remat=remat)
+    found = report(PLANNED | {"remat": remat, "step": STEP | {"parts_s": parts_s, "step_s": sum(parts_s.values())}})
     planned = lambda name: row(found, PART_NAMES[name]).planned
     grown = {"selective": {"elementwise": 1.4}, "full": {"gemm": 4 / 3, "attention": 9 / 7, "elementwise": 1.4}}[remat]
     for name in ("gemm", "attention", "elementwise"):

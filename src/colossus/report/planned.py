@@ -38,7 +38,6 @@ class PlannedAgainstMeasured:
 
     def __init__(self) -> None:
         self._plan: Expectation | None = None
-        self._remat = Remat.NONE
         self._num_workers: int | None = None
         self._steps_s, self._data_s = array("d"), array("d")
         self._parts_s: dict[str, float] = {}
@@ -50,7 +49,6 @@ class PlannedAgainstMeasured:
             case "run_started":
                 self.__init__()  # type: ignore[misc]
                 self._plan = _expectation(payload.get("planned"))
-                self._remat = _remat(payload.get("layout"))
                 self._num_workers = payload["num_workers"]
             case "attempt_started":
                 self._num_workers = payload["num_workers"]
@@ -75,7 +73,7 @@ class PlannedAgainstMeasured:
         plan = self._plan
         if plan is None:
             return []
-        rows = self._time_rows(plan.step, tokens_per_step, flop_share) if plan.step is not None and self._steps_s else []
+        rows = self._time_rows(plan.step, plan.remat, tokens_per_step, flop_share) if plan.step is not None and self._steps_s else []
         rows += [
             _row("peak memory", "B", plan.memory_bytes, memory_bytes),
             _row("compiling the step", "s", plan.compile_s, self._compile_s),
@@ -86,10 +84,10 @@ class PlannedAgainstMeasured:
             told.append(_row("checkpoint, begun to committed", "s", None, save[0]))
         return told
 
-    def _time_rows(self, step: StepEstimate, tokens_per_step: int | None, flop_share: float | None) -> list[PlannedRow]:
+    def _time_rows(self, step: StepEstimate, remat: Remat, tokens_per_step: int | None, flop_share: float | None) -> list[PlannedRow]:
         measured_s = median(self._steps_s)
         rows = [_row("step", "s", step.step_s, measured_s, lower=step.lower_step_s, upper=step.upper_step_s)]
-        rows += self._part_rows(step)
+        rows += self._part_rows(step, remat)
         rows.append(_row("waiting for data", "s", 0.0, median(self._data_s)))
         if tokens_per_step:
             rates = [tokens_per_step / seconds for seconds in (step.step_s, measured_s)]
@@ -98,12 +96,12 @@ class PlannedAgainstMeasured:
                 rows.append(_row("MFU", "", *(flop_share * rate for rate in rates)))
         return rows
 
-    def _part_rows(self, step: StepEstimate) -> list[PlannedRow]:
+    def _part_rows(self, step: StepEstimate, remat: Remat) -> list[PlannedRow]:
         """The plan's parts, joined where a profile cannot tell them apart, beside the profiled step's."""
         if not self._parts_s:
             return []
         planned: dict[str, float] = {}
-        for name, seconds in _with_recompute(step.parts_s, self._remat).items():
+        for name, seconds in _with_recompute(step.parts_s, remat).items():
             seen = _SEEN_AS.get(name, name)
             planned[seen] = planned.get(seen, 0.0) + seconds
         names = sorted(planned.keys() | self._parts_s.keys(), key=lambda name: -self._parts_s.get(name, 0.0))
@@ -116,11 +114,6 @@ def _expectation(data: Any) -> Expectation | None:
         return None if data is None else Expectation.from_data(data, origin="planned")
     except ColossusError:
         return None
-
-
-def _remat(layout: Any) -> Remat:
-    told = layout.get("remat") if isinstance(layout, dict) else None
-    return Remat(told) if told in list(Remat) else Remat.NONE
 
 
 def _with_recompute(parts_s: Mapping[str, float], remat: Remat) -> dict[str, float]:
