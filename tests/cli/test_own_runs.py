@@ -112,6 +112,14 @@ def test_a_machine_that_was_never_measured_is_told_to_be(say, tmp_path, machine)
     assert "colossus machine --measure" in say("calibrate", run.folder, code=1)
 
 
+def test_last_is_the_newest_of_the_runs_that_are_named(say, tmp_path, machine):
+    run = made_run(tmp_path, machine)
+    elsewhere = (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    create_run(tmp_path / "runs", Run(elsewhere / run.folder.name).load_job())  # where `last` looks unless told
+    told = json.loads(say("calibrate", "last", "--runs", elsewhere, "--json"))
+    assert [row["run"] for row in told["runs"]] == [str(elsewhere / run.folder.name)]
+
+
 def test_runs_may_be_given_as_places_or_in_a_row(tmp_path):
     one, two = tmp_path / "a" / "one", tmp_path / "a" / "two"
     for folder in (one, two):

@@ -13,6 +13,7 @@ from colossus.plan import plan_layout
 from colossus.plan.own_runs import OwnRun, fit_own, planned_s
 from colossus.plan.step_time import basis_of
 from colossus.spec.kernels import Kernels
+from colossus.spec.layout import Remat
 from colossus.spec.machine import Figure, How, Machine
 from colossus.spec.plan import OwnFit, Plan, StepEstimate
 
@@ -46,6 +47,7 @@ def test_measured_kernels_give_a_measured_step_with_checkpoint_and_compiling():
     assert step(found).how is How.MEASURED and "2026-11-25" in step(found).source
     assert found.save_bytes == 3 * 4 * found.num_parameters
     assert found.compile_s == 3.0
+    assert plan(job(layout={"remat": "full"}), measured()).expectation().remat is Remat.FULL
     assert found.expectation().memory_bytes == found.memory_per_device.total_bytes + found.worker_bytes
 
 
@@ -72,6 +74,13 @@ def test_accelerators_take_the_catalogs_figures(chips):
     found = step(plan(asked, gpus(chips), card))
     assert found.how is How.DATASHEET and "h100-sxm" in found.source
     assert 0.02 < found.step_s * chips < 2.0
+
+
+def test_dp_copies_what_fsdp_shards():
+    card = load_model("llama-3.2-1b")
+    asked = lambda **layout: job(card, batch={"num_sequences": 16, "sequence_tokens": 2048}, precision="bfloat16", layout=layout)
+    parts = [step(plan(asked(**layout), gpus(8), card)).parts_s for layout in ({"fsdp": 8}, {"dp": 2, "fsdp": 4}, {"dp": 4, "fsdp": 2}, {"dp": 8})]
+    assert [found["optimizer"] / parts[0]["optimizer"] for found in parts] == pytest.approx([1, 2, 4, 8])
 
 
 def own_run(name: str = "a", *, factor: float, parts: bool = True) -> OwnRun:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 from stream import Stream
 from test_pages import Page, plain
 
+from colossus.estimate.local import Work, local_step
 from colossus.report import Report, summarize
 from colossus.report.html import page
+from colossus.report.planned import PART_NAMES
 from colossus.report.terminal import render
 from colossus.report.words import planned_advice
 from colossus.spec.event import Event
+from colossus.spec.layout import Layout
+from colossus.spec.model import ModelCard
+from tests.plan.rates import RATES
 
+CARD = ModelCard(vocab_size=512, num_layers=4, model_dim=64, num_heads=4, num_kv_heads=2, head_dim=16, ffn_dim=192)
 STEP = {
     "step_s": 0.1,
     "lower_step_s": 0.09,
@@ -53,6 +60,20 @@ def test_every_figure_stands_beside_its_plan():
     assert (row(found, "matrix products").planned, row(found, "matrix products").measured) == (0.07, 0.08)
     assert (row(found, "communication").planned, row(found, "communication").measured) == (0.02, 0.03)
     assert Report.from_data(found.to_data(), origin="test") == found
+
+
+@pytest.mark.parametrize("remat", ["selective", "full"])
+def test_recomputing_is_planned_where_a_profile_sees_it(remat):
+    work = Work.of(CARD, Layout(dp=2, remat=remat), 16, 128)
+    parts_s = local_step(work, RATES)
+    once_s = local_step(dataclasses.replace(work, layout=Layout(dp=2)), RATES)
+    found = report(PLANNED | {"remat": remat, "step": STEP | {"parts_s": parts_s, "step_s": sum(parts_s.values())}})
+    planned = lambda name: row(found, PART_NAMES[name]).planned
+    grown = {"selective": {"elementwise": 1.4}, "full": {"gemm": 4 / 3, "attention": 9 / 7, "elementwise": 1.4}}[remat]
+    for name in ("gemm", "attention", "elementwise"):
+        assert planned(name) == pytest.approx(grown.get(name, 1.0) * once_s[name])
+    assert planned("overhead") == pytest.approx(parts_s["overhead"])
+    assert sum(row.planned for row in found.planned if row.is_part) == pytest.approx(sum(parts_s.values()))
 
 
 def test_terminal_and_page_show_the_table():

@@ -48,6 +48,31 @@ def test_kinds_by_call_and_scope():
     assert kinds_of(text) == {"ffi_call.2": "head", "fusion.7": "optimizer"}
 
 
+def test_control_flow_has_no_kind_whatever_it_is_called():
+    text = """
+  %while.9 = (s32[], f32[8,8]{1,0}, /*index=2*/f32[8,8]{1,0:T(8,128)}) while(%tuple.5), condition=%region_1.3, body=%region_0.2
+  %cond.1.clone = f32[8,8]{1,0} conditional(%flag, %tuple.3, %tuple.3), branch_computations={%a, %b}, metadata={op_name="jit(f)/cond"}
+  ROOT %call.2 = f32[8,8]{1,0} call(%a), to_apply=%parallel_fusion
+  %while_fusion = f32[8,8]{1,0} fusion(%a), kind=kLoop, calls=%c, metadata={op_name="jit(f)/while(x)/body/sin"}
+"""
+    assert kinds_of(text) == {"while.9": None, "cond.1.clone": None, "call.2": None, "while_fusion": "elementwise"}
+
+
+def test_a_loop_is_not_counted_beside_its_body():
+    x = jnp.ones((256, 256))
+
+    @jax.jit
+    def work(x):
+        return jax.lax.scan(lambda y, _: (y @ x, None), x, length=20)[0]
+
+    program = work.lower(x).compile()
+    jax.block_until_ready(program(x))
+    with profiled(program) as profile:
+        jax.block_until_ready(program(x))
+    parts = profile.parts_s
+    assert parts["gemm"] > 5 * parts.get("elementwise", 0.0)
+
+
 def test_a_real_program_is_seen():
     x = jnp.ones((256, 256))
 

@@ -33,7 +33,7 @@ _RUNS_PER_COEFFICIENT = 2
 def command(own: tuple[Path, ...], files: tuple[Path, ...], catalog: bool, out: Path | None, places: tuple[Path, ...], as_json: bool) -> None:
     """Fit estimates to measured runs: with RUN, the plans of this machine to real runs on it; with --rows, the coefficients of chips and programs.
 
-    RUN: a run's folder, or `last`. A few steps of one are enough: the next plan on this machine uses what was found.
+    RUN: a run's folder, or `last`, the newest under --runs. A few steps of one are enough: the next plan on this machine uses what was found.
 
     What the runs do not tell stays at its prior; no coefficient belongs to a run or a model. Chips and programs that the
     runs do not name keep the catalog's coefficients. About half a minute for 500 runs.

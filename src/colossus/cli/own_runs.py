@@ -30,7 +30,7 @@ def calibrate_on(folders: Sequence[Path], runs: Path) -> tuple[OwnFit, list[OwnR
     used, left_out = [], {}
     for folder in folders:
         try:
-            used.append(_read(open_run(folder), machine))
+            used.append(_read(open_run(folder, runs), machine))
         except ColossusError as error:
             left_out[str(folder)] = f"{error}; {error.hint}" if error.hint else str(error)
     if not used:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from colossus.estimate.parameters import num_feed_forward_matrices, num_parameters, parameters
 from colossus.spec.kernels import GangRates
-from colossus.spec.layout import Layout, Remat
+from colossus.spec.layout import FORWARD_FRACTION, RECOMPUTED, Layout, Remat
 from colossus.spec.model import ModelCard
 
 _FLOAT_BYTES = 4
@@ -20,8 +20,6 @@ _FLOAT_BYTES = 4
 UPDATE_FLOATS = 8
 # The same for a parameter of a stack that is cut into layers, its gradient being stacked again.
 SLICE_FLOATS = 4
-# Of a forward and backward pass, the forward's part: one product of three, and 2 of attention's 7 products of tokens with tokens.
-_GEMM_FORWARD, _ATTENTION_FORWARD, _ELEMENTWISE_FORWARD = 1 / 3, 2 / 7, 0.4
 ATTENTION_PRODUCTS = 7
 # What each kind of part is made of, as `colossus calibrate` may scale it.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -143,9 +141,8 @@ def _update_s(work: Work, rates: GangRates) -> float:
 
 
 def _recompute_s(work: Work, gemm_s: float, attention_s: float, elementwise_s: float) -> float:
-    again = {Remat.NONE: 0.0, Remat.SELECTIVE: _ELEMENTWISE_FORWARD * elementwise_s}
-    full = _GEMM_FORWARD * gemm_s + _ATTENTION_FORWARD * attention_s + _ELEMENTWISE_FORWARD * elementwise_s
-    return again.get(work.layout.remat, full)
+    parts_s = {"gemm": gemm_s, "attention": attention_s, "elementwise": elementwise_s}
+    return sum(FORWARD_FRACTION[name] * parts_s[name] for name in RECOMPUTED[work.layout.remat])
 
 
 def _layer_parameters(card: ModelCard) -> int:

@@ -36,7 +36,7 @@ def chip_step(job: TrainJob, card: ModelCard, machine: Machine, layout: Layout) 
 
 
 def _cut(job: TrainJob, layout: Layout, precision: str) -> Cut:
-    """The trainer's layout in the terms of the closed forms: fsdp shards weights over all data shards."""
+    """The trainer's layout in the terms of the closed forms: fsdp shards weights in each of dp's groups (HSDP)."""
     assert job.batch.sequence_tokens is not None
     return Cut(
         tp=float(layout.tp),
@@ -52,5 +52,6 @@ def _cut(job: TrainJob, layout: Layout, precision: str) -> Cut:
         selective=float(layout.remat is Remat.SELECTIVE),
         weights_sharded=float(layout.fsdp > 1),
         optimizer_sharded=float(layout.fsdp > 1),
+        replica_groups=float(layout.dp) if layout.fsdp > 1 else 1.0,
         is_low_precision=float(is_low_precision(precision)),
     )

@@ -61,5 +61,5 @@ MEANINGS: dict[Cause, str] = {
     Cause.RESTART: "from detection to a gang that has joined",
     Cause.RESTORE: "reading the state back",
     Cause.RECOMPILE: "compiling in a gang formed anew",
-    Cause.OTHER: "between steps: logging, shutdown, and what nothing names",
+    Cause.OTHER: "between steps: logging, one step's profile, shutdown, and what nothing names",
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from statistics import median
 from typing import Any, Literal
 
 from colossus.report.record import PlannedRow
 from colossus.spec.errors import ColossusError
 from colossus.spec.event import Event
+from colossus.spec.layout import FORWARD_FRACTION, RECOMPUTED, Remat
 from colossus.spec.plan import Expectation, StepEstimate
 
 PART_NAMES = {
@@ -27,7 +29,7 @@ PART_NAMES = {
     "jitter": "waiting for the slowest",
 }
 # Parts of a plan that a profile sees as one.
-_SEEN_AS = {"dp": "communication", "fsdp": "communication", "tp": "communication", "host": "overhead", "jitter": "overhead", "recompute": "overhead"}
+_SEEN_AS = {"dp": "communication", "fsdp": "communication", "tp": "communication", "host": "overhead", "jitter": "overhead"}
 Unit = Literal["s", "B", "tokens/s", ""]
 
 
@@ -71,7 +73,7 @@ class PlannedAgainstMeasured:
         plan = self._plan
         if plan is None:
             return []
-        rows = self._time_rows(plan.step, tokens_per_step, flop_share) if plan.step is not None and self._steps_s else []
+        rows = self._time_rows(plan.step, plan.remat, tokens_per_step, flop_share) if plan.step is not None and self._steps_s else []
         rows += [
             _row("peak memory", "B", plan.memory_bytes, memory_bytes),
             _row("compiling the step", "s", plan.compile_s, self._compile_s),
@@ -82,10 +84,10 @@ class PlannedAgainstMeasured:
             told.append(_row("checkpoint, begun to committed", "s", None, save[0]))
         return told
 
-    def _time_rows(self, step: StepEstimate, tokens_per_step: int | None, flop_share: float | None) -> list[PlannedRow]:
+    def _time_rows(self, step: StepEstimate, remat: Remat, tokens_per_step: int | None, flop_share: float | None) -> list[PlannedRow]:
         measured_s = median(self._steps_s)
         rows = [_row("step", "s", step.step_s, measured_s, lower=step.lower_step_s, upper=step.upper_step_s)]
-        rows += self._part_rows(step)
+        rows += self._part_rows(step, remat)
         rows.append(_row("waiting for data", "s", 0.0, median(self._data_s)))
         if tokens_per_step:
             rates = [tokens_per_step / seconds for seconds in (step.step_s, measured_s)]
@@ -94,12 +96,12 @@ class PlannedAgainstMeasured:
                 rows.append(_row("MFU", "", *(flop_share * rate for rate in rates)))
         return rows
 
-    def _part_rows(self, step: StepEstimate) -> list[PlannedRow]:
+    def _part_rows(self, step: StepEstimate, remat: Remat) -> list[PlannedRow]:
         """The plan's parts, joined where a profile cannot tell them apart, beside the profiled step's."""
         if not self._parts_s:
             return []
         planned: dict[str, float] = {}
-        for name, seconds in step.parts_s.items():
+        for name, seconds in _with_recompute(step.parts_s, remat).items():
             seen = _SEEN_AS.get(name, name)
             planned[seen] = planned.get(seen, 0.0) + seconds
         names = sorted(planned.keys() | self._parts_s.keys(), key=lambda name: -self._parts_s.get(name, 0.0))
@@ -112,6 +114,16 @@ def _expectation(data: Any) -> Expectation | None:
         return None if data is None else Expectation.from_data(data, origin="planned")
     except ColossusError:
         return None
+
+
+def _with_recompute(parts_s: Mapping[str, float], remat: Remat) -> dict[str, float]:
+    """Recomputing shared out to the parts that do it again, as a profile sees them, each by its forward time."""
+    again_s = {name: FORWARD_FRACTION[name] * parts_s.get(name, 0.0) for name in RECOMPUTED[remat]}
+    whole_s = sum(again_s.values())
+    if not whole_s:
+        return dict(parts_s)
+    factor = parts_s.get("recompute", 0.0) / whole_s
+    return {name: seconds + factor * again_s.get(name, 0.0) for name, seconds in parts_s.items() if name != "recompute"}
 
 
 def _row(

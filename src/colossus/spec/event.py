@@ -63,7 +63,7 @@ KINDS: dict[str, dict[str, str]] = {
         "metrics?": "what the program's own loss reported",
     },
     "step_parts": {
-        "step": "the step that rank 0 profiled, once in a run; it took longer than its neighbours for it",
+        "step": "the step that rank 0 profiled, once in a run; starting and reading the profile lie beside its duration",
         "parts_s": "its seconds by part: gemm, attention, head, elementwise, communication, optimizer and overhead; they add up to its operations' span",
     },
     "evaluation": {

@@ -24,6 +24,12 @@ class Remat(StrEnum):
     FULL = "full"
 
 
+# Of a part's forward and backward time, the forward's, which FULL does again: one product of three, 2 of attention's 7 products of
+# tokens with tokens, and 0.4 of the passes between, which SELECTIVE does again too.
+FORWARD_FRACTION = {"gemm": 1 / 3, "attention": 2 / 7, "elementwise": 0.4}
+RECOMPUTED: dict[Remat, tuple[str, ...]] = {Remat.NONE: (), Remat.SELECTIVE: ("elementwise",), Remat.FULL: ("gemm", "attention", "elementwise")}
+
+
 class Schedule(StrEnum):
     """In which order a pipeline's stages work (``estimate/pipeline.py`` has their bubbles and what they hold). Interleaved is 1f1b with virtual stages."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from colossus.spec.base import Spec
-from colossus.spec.layout import Layout
+from colossus.spec.layout import Layout, Remat
 from colossus.spec.machine import How
 
 
@@ -47,6 +47,7 @@ class Expectation(Spec):
     """What a plan says of a real run, to be held against it. ``memory_bytes``: a worker's on a processor, a device's else. ``save_bytes``: a checkpoint."""
 
     num_workers: int
+    remat: Remat = Remat.NONE
     step: StepEstimate | None = None
     memory_bytes: int | None = None
     save_bytes: int | None = None
@@ -95,7 +96,14 @@ class Plan(Spec):
     def expectation(self) -> Expectation:
         need = self.memory_per_device
         memory_bytes = None if need is None else need.total_bytes + (self.worker_bytes or 0)
-        return Expectation(num_workers=self.num_workers, step=self.step, memory_bytes=memory_bytes, save_bytes=self.save_bytes, compile_s=self.compile_s)
+        return Expectation(
+            num_workers=self.num_workers,
+            remat=self.layout.remat,
+            step=self.step,
+            memory_bytes=memory_bytes,
+            save_bytes=self.save_bytes,
+            compile_s=self.compile_s,
+        )
 
 
 class Infeasible(Spec):

@@ -139,9 +139,9 @@ def create_run(root: Path, job: TrainJob) -> Run:
     return run
 
 
-def open_run(folder: Path) -> Run:
-    """The run at ``folder`` (``last``: the newest under runs/); raises RunError when it is none of ours or cannot be read."""
-    run = Run(_newest(Path("runs")) if str(folder) == "last" and not folder.exists() else folder)
+def open_run(folder: Path, runs: Path = Path("runs")) -> Run:
+    """The run at ``folder`` (``last``: the newest under ``runs``); raises RunError when it is none of ours or cannot be read."""
+    run = Run(_newest(runs) if str(folder) == "last" and not folder.exists() else folder)
     folder = run.folder
     try:
         marker = json.loads(run.marker.read_text())

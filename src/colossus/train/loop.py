@@ -131,17 +131,17 @@ class Loop:
         return self._step
 
     def _one_step(self) -> None:
-        begin = time.perf_counter()
-        batch = self._setup.feed.train(self._step)
-        data_s = time.perf_counter() - begin
-        limit = np.float32(guard_policy.threshold(self._guard, self._setup.job.guard))
-        with self._profiled() as profile:
+        with self._profiled() as profile:  # whose beginning and end lie outside the step, as it is timed and told
+            begin = time.perf_counter()
+            batch = self._setup.feed.train(self._step)
+            data_s = time.perf_counter() - begin
+            limit = np.float32(guard_policy.threshold(self._guard, self._setup.job.guard))
             self._state, measured = self._setup.step(self._state, batch, limit, self._requests())
             measured = jax.tree.map(np.asarray, distributed.wait(measured))
-        self._step += 1
-        duration_s = time.perf_counter() - begin
-        self._step_times = [*self._step_times[-49:], duration_s]
-        self._tell_step(measured, duration_s, data_s)
+            self._step += 1
+            duration_s = time.perf_counter() - begin
+            self._step_times = [*self._step_times[-49:], duration_s]
+            self._tell_step(measured, duration_s, data_s)
         if profile is not None and profile.parts_s:
             self._tell("step_parts", step=self._step, parts_s=profile.parts_s)
         self._on_progress(self._step, median(self._step_times))

@@ -26,7 +26,10 @@ _CALLS = (
     ("communication", r"all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"),
 )
 _OPTIMIZER_SCOPE = "optimizer"
+# What these run is seen itself, while they last.
+_CONTROL_FLOW = frozenset({"while", "call", "conditional"})
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*)$", re.MULTILINE)
+_OPCODE = re.compile(r" ([a-z][a-z-]*)\(")
 _TARGET, _SCOPE = re.compile(r'custom_call_target="(\w+)"'), re.compile(r'op_name="([^"]*)"')
 
 Span = tuple[str, int, int]  # an operation's name, and its first and last nanosecond
@@ -41,7 +44,8 @@ class StepProfile:
     def read(self, folder: str, program: Any) -> None:
         kinds = kinds_of(program.as_text() or "")
         spans = [span for path in Path(folder).rglob("*.xplane.pb") for span in _operations(jax.profiler.ProfileData.from_file(str(path)))]
-        self.parts_s = shares_s((kinds.get(name, kind_of(name)), start, end) for name, start, end in spans)
+        named = ((kinds.get(name, kind_of(name)), start, end) for name, start, end in spans)
+        self.parts_s = shares_s((kind, start, end) for kind, start, end in named if kind is not None)
 
 
 @contextlib.contextmanager
@@ -68,12 +72,13 @@ def kind_of(name: str, scope: str = "") -> str:
     return found or ("optimizer" if f"/{_OPTIMIZER_SCOPE}/" in scope else "elementwise")
 
 
-def kinds_of(text: str) -> dict[str, str]:
-    """The kind of each instruction of a compiled program."""
-    found = {}
+def kinds_of(text: str) -> dict[str, str | None]:
+    """The kind of each instruction of a compiled program; None for control flow, which takes no time but its body's."""
+    found: dict[str, str | None] = {}
     for name, rest in _INSTRUCTION.findall(text):
-        target, scope = _TARGET.search(rest), _SCOPE.search(rest)
-        found[name] = kind_of(target[1] if target else name, scope[1] if scope else "")
+        opcode, target, scope = _OPCODE.search(rest), _TARGET.search(rest), _SCOPE.search(rest)
+        is_control = opcode is not None and opcode[1] in _CONTROL_FLOW
+        found[name] = None if is_control else kind_of(target[1] if target else name, scope[1] if scope else "")
     return found
 
 
