@@ -41,11 +41,12 @@ def show(asked: Asked, options: dict[str, Any], *, as_json: bool) -> None:
         top=options["top"],
         objective=options["objective"],
         deadline_s=asked.deadline_s,
+        said=asked.notes,
     )
-    if isinstance(found, Infeasible):
-        raise InfeasibleError(found.reason, hint=found.fit)
-    question = replace(asked.question, num_chips=found.num_chips)  # cost and energy choose the chips
+    question = asked.question if isinstance(found, Infeasible) else replace(asked.question, num_chips=found.num_chips)  # the answer chooses the chips
     why = explain(question, _layout(options["why"], question.num_chips)) if options["why"] else None
+    if isinstance(found, Infeasible):
+        raise InfeasibleError(found.reason + (f"\n{options['why']}: {why}" if why else ""), hint=found.fit)
     more = _extras(asked, found, options)
     if options["page"]:
         write_file(options["page"], more.page(found), what="page")
@@ -80,10 +81,14 @@ def _told(more: Extras, why: str | None, options: dict[str, Any]) -> dict[str, A
     data = {
         "why": why,
         "tornado": [vars(swing) for swing in more.tornado],
-        "scaling": [choice.to_data() for choice in more.scaling],
-        "pareto": [{"num_chips": choice.num_chips} | choice.to_data() for choice in more.front],
+        "scaling": _options(more.scaling),
+        "pareto": _options(more.front),
     }
     return {name: value for name, value in data.items() if options[name]}
+
+
+def _options(choices: list[Choice]) -> list[dict[str, Any]]:
+    return [{"num_chips": choice.num_chips} | choice.to_data() for choice in choices]
 
 
 def _layout(text: str, num_chips: int) -> PlannedLayout:

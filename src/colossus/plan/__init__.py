@@ -31,7 +31,15 @@ class _Door(ModuleType):
 
         top, objective = options.pop("top", 3), options.pop("objective", "time")
         asked = question_of(job, machine, **options) if isinstance(job, TrainJob) else ask(str(job), machine, **options)
-        found = answer(asked.question, name=asked.model, total_tokens=asked.total_tokens, top=top, objective=objective, deadline_s=asked.deadline_s)
+        found = answer(
+            asked.question,
+            name=asked.model,
+            total_tokens=asked.total_tokens,
+            top=top,
+            objective=objective,
+            deadline_s=asked.deadline_s,
+            said=asked.notes,
+        )
         if isinstance(found, Infeasible):
             raise InfeasibleError(found.reason, hint=found.fit)
         return found

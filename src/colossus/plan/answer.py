@@ -11,10 +11,11 @@ from pydantic import PrivateAttr
 
 from colossus.catalog.measured import training_power_fraction, usable_memory_fraction
 from colossus.estimate.flop import train_flop
+from colossus.estimate.footprint import host_bytes
 from colossus.estimate.parameters import num_parameters
 from colossus.estimate.pipeline import place
-from colossus.estimate.shape import Cut
-from colossus.plan.counts import choose_chips
+from colossus.estimate.shape import Cut, Shape
+from colossus.plan.counts import choose_chips, on_more_chips
 from colossus.plan.notes import notes
 from colossus.plan.search import REMATS, Candidates, Question, cuts, search
 from colossus.report.picture import Picture
@@ -55,9 +56,9 @@ class ShownAnswer(Answer):
 
 
 def answer(
-    question: Question, *, name: str, total_tokens: float, top: int = 3, objective: str = "time", deadline_s: float | None = None
+    question: Question, *, name: str, total_tokens: float, top: int = 3, objective: str = "time", deadline_s: float | None = None, said: Sequence[str] = ()
 ) -> Answer | Infeasible:
-    """The best ``top`` layouts. On a fixed number of chips the fastest is also the cheapest; cost and energy choose the chips too."""
+    """The best ``top`` layouts; ``said``: notes beside our own. On a fixed number of chips the fastest is also the cheapest; cost and energy choose the chips too."""
     if objective not in OBJECTIVES or top < 1:
         path, value, rule = ("top", str(top), "must be above zero") if top < 1 else ("objective", objective, f"must be one of {', '.join(OBJECTIVES)}")
         raise SpecError("plan", [Problem(path=path, value=value, rule=rule)])
@@ -65,8 +66,7 @@ def answer(
     chosen = choose_chips(question, total_tokens, objective=objective, deadline_s=deadline_s)
     if isinstance(chosen, Infeasible):
         return chosen
-    question = chosen
-    candidates = search(question)
+    question, candidates = chosen
     order = candidates.order()
     if not len(order):
         return _infeasible(question, candidates)
@@ -90,7 +90,7 @@ def answer(
         num_layouts=len(candidates),
         num_fitting=len(order),
         choices=told,
-        notes=notes(question, candidates, first),
+        notes=[*said, *notes(question, candidates, first)],
     )
     found._question = whole
     return found
@@ -204,15 +204,41 @@ def _infeasible(question: Question, candidates: Candidates) -> Infeasible:
         reason = f"{count(question.num_sequences, 'sequence')} of {question.sequence_tokens} tokens cannot be cut over {count(question.num_chips, 'chip')}"
         counts = [chips for chips in _near(question) if len(cuts(replace(question, num_chips=chips)).tp)]
         return Infeasible(reason=reason, fit=f"--chips {' or '.join(map(str, counts[:2]))}, or a batch that more chips divide" if counts else None)
-    index = int(np.argmin(candidates.memory_bytes))
-    least = candidates.memory_bytes[index]
-    room = question.device.memory_bytes
-    described = layout_of(candidates.at(index)[0]).describe()
-    reason = f"no layout fits {count(question.num_chips, 'chip')} of {format_size(room)}: the smallest need is {format_size(least)} a chip, as {described}"
-    more = next((chips for chips in _doublings(question) if _fits(replace(question, num_chips=chips))), None)
+    more = next((chips for chips in _doublings(question) if (larger := on_more_chips(question, chips)) and _fits(larger)), None)
     enough = "" if more is None else f"--chips {more}" if more <= question.machine.num_chips else f"{more} chips, e.g. --on {question.chip}*{more}"
-    ways = [enough, f"chips of {format_size(least / usable_memory_fraction())} or more", _shorter(question)]
-    return Infeasible(reason=reason, fit="; or ".join(filter(None, ways)))
+    reason, larger_ones = _too_large(question, candidates)
+    return Infeasible(reason=reason, fit="; or ".join(filter(None, [enough, larger_ones, _shorter(question)])))
+
+
+def _too_large(question: Question, candidates: Candidates) -> tuple[str, str]:
+    """The least need of a chip among layouts that the host's memory allows, against what may be used of it, or of the host where that is what
+    binds; and the memory that would do."""
+    room, host_room = usable_bytes(question)
+    host = host_need_bytes(question, candidates)
+    allowed = np.flatnonzero(host <= host_room)
+    index = int(allowed[np.argmin(candidates.memory_bytes[allowed])]) if len(allowed) else int(np.argmin(host))
+    least = candidates.memory_bytes[index]
+    where = f"no layout fits {count(question.num_chips, 'chip')} of {format_size(question.device.memory_bytes)}, {format_size(room)} of it usable"
+    described = layout_of(candidates.at(index)[0]).describe()
+    reason = f"{where}: the smallest need is {format_size(least)} a chip, as {described}"
+    ways = [f"chips of {format_size(least / usable_memory_fraction())} or more"]
+    offloaded = np.flatnonzero(candidates.memory_bytes <= room)
+    if len(offloaded):
+        needed = host[offloaded].min()
+        reason += f"; with offload a chip does, but needs {format_size(needed)} of its host, which has {format_size(host_room)} usable for each"
+        ways.append(f"{format_size(needed / usable_memory_fraction())} of host memory a chip or more")
+    return reason, "; or ".join(ways)
+
+
+def usable_bytes(question: Question) -> tuple[float, float]:
+    """What a plan may fill of a chip's memory, and of its share of the host's."""
+    device = question.device
+    return usable_memory_fraction() * float(device.memory_bytes), usable_memory_fraction() * float(device.host_memory_bytes)
+
+
+def host_need_bytes(question: Question, candidates: Candidates) -> np.ndarray:
+    """Of the host's memory, for each chip."""
+    return np.broadcast_to(host_bytes(Shape.of(question.card), candidates.cut), candidates.memory_bytes.shape)
 
 
 def _shorter(question: Question) -> str:

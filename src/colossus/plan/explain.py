@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from colossus.plan.answer import _cut_of, choice_at, format_size, layout_of, why_slower
+from colossus.plan.answer import _cut_of, choice_at, format_size, host_need_bytes, layout_of, usable_bytes, why_slower
 from colossus.plan.search import Candidates, Question, estimate, search
-from colossus.plan.variants import join, smaller, take
+from colossus.plan.variants import FOLDED, join, smaller, take
 from colossus.report.plan_words import memory_name
 from colossus.spec.answer import PlannedLayout
 from colossus.spec.layout import CpKind, Offload, Schedule
@@ -27,6 +27,8 @@ def explain(question: Question, wanted: PlannedLayout) -> str:
     order = best.order()
     if not mine.fits[0]:
         return "; ".join(_too_large(question, wanted, mine))
+    if not len(order):
+        return f"fits, at {format_size(mine.memory_bytes[0])} a chip; no layout that {question.program.name} offers does"
     first = choice_at(question, best, int(order[0]), 1.0)
     return f"fits; {why_slower(first, choice_at(question, mine, 0, 1.0))}, against {first.layout.describe()}"
 
@@ -78,14 +80,20 @@ def _broken_by_batch(question: Question, wanted: PlannedLayout) -> Iterator[str]
     pieces = wanted.tp * (2 * wanted.cp if wanted.cp > 1 else 1)
     if tokens % pieces:
         yield f"tp {wanted.tp} and cp {wanted.cp} do not cut {tokens} tokens evenly (--sequence-tokens {_near_multiple(tokens, pieces)})"
+    if "num_microbatches" in wanted.model_fields_set and sequences % at_once == 0 and wanted.num_microbatches * at_once != sequences:
+        yield (
+            f"{sequences} sequences over dp {wanted.dp} x {wanted.num_microbatch_sequences} a microbatch are {sequences // at_once} microbatches, "
+            f"not {wanted.num_microbatches} (num_microbatches {sequences // at_once})"
+        )
     if wanted.num_virtual_stages > 1 and sequences % (at_once * wanted.pp):
         yield f"virtual stages need microbatches that pp {wanted.pp} divides, and there are {sequences / at_once:g} (num_virtual_stages 1)"
 
 
 def _broken_variants(question: Question, wanted: PlannedLayout) -> Iterator[str]:
     """Of schedule, kind of cp, groups and offload. What the program does not offer may still be asked for."""
-    if wanted.num_virtual_stages > 1 and wanted.schedule is not Schedule.ONE_F_ONE_B:
-        yield f"virtual stages are 1f1b's: {wanted.schedule.value} has its own chunks"
+    yield from _broken_by_schedule(question, wanted)
+    if wanted.cp == 1 and wanted.cp_kind is not CpKind.RING:
+        yield f"cp_kind {wanted.cp_kind.value} says how cp ranks see each other, and cp is 1 (cp 2 or more, or no cp_kind)"
     if wanted.cp_kind is CpKind.ULYSSES and question.card.num_heads % (wanted.tp * wanted.cp):
         yield f"Ulysses gives each of tp x cp = {wanted.tp * wanted.cp} ranks some heads, which do not divide {question.card.num_heads}"
     if wanted.num_replica_groups > 1 and (wanted.zero_stage != 3 or (wanted.dp * wanted.cp) % wanted.num_replica_groups):
@@ -94,9 +102,34 @@ def _broken_variants(question: Question, wanted: PlannedLayout) -> Iterator[str]
         yield f"offload needs the speed of the host link, which the catalog does not know of {question.machine.name}"
 
 
+def _broken_by_schedule(question: Question, wanted: PlannedLayout) -> Iterator[str]:
+    """A schedule and virtual stages are a pipeline's; folded schedules have two chunks of one size and fill them (``plan/variants.py``)."""
+    schedule, pp, layers = wanted.schedule, wanted.pp, question.card.num_layers
+    if wanted.num_virtual_stages > 1 and schedule is not Schedule.ONE_F_ONE_B:
+        yield f"virtual stages are 1f1b's: {schedule.value} has its own chunks"
+    if pp == 1:
+        if schedule is not Schedule.ONE_F_ONE_B:
+            yield f"schedule {schedule.value} orders the stages of a pipeline, and pp is 1 (pp 2 or more, or schedule 1f1b)"
+        if wanted.num_virtual_stages > 1:
+            yield f"{wanted.num_virtual_stages} virtual stages cut the stages of a pipeline, and pp is 1 (pp 2 or more, or num_virtual_stages 1)"
+    elif schedule in FOLDED:
+        if -(-layers // pp) % 2:
+            fit = [size for size in range(2, layers + 1) if -(-layers // size) % 2 == 0]
+            fix = f"pp {_or(sorted(sorted(fit, key=lambda size: abs(size - pp))[:2]))}" if fit else "schedule 1f1b"
+            yield f"{schedule.value} gives a stage two chunks of one size, and the fullest of pp {pp} has {-(-layers // pp)} layers ({fix})"
+        microbatches = question.num_sequences / (wanted.dp * wanted.num_microbatch_sequences)
+        if microbatches < 2 * pp:
+            yield f"{schedule.value} needs 2 x pp = {2 * pp} microbatches or more, and there are {microbatches:g} (fewer of dp or pp, or schedule 1f1b)"
+
+
 def _too_large(question: Question, wanted: PlannedLayout, mine: Candidates) -> Iterator[str]:
     """The parts that fill the chip, and the fastest way to fit that changes nothing but what is kept, sharded or offloaded."""
-    yield f"needs {format_size(mine.memory_bytes[0])} of a chip's {format_size(question.device.memory_bytes)}: {_largest_parts(mine)}"
+    room, host_room = usable_bytes(question)
+    whole, host = format_size(question.device.memory_bytes), host_need_bytes(question, mine)[0]
+    if mine.memory_bytes[0] > room:
+        yield f"needs {format_size(mine.memory_bytes[0])} of a chip's {whole}, {format_size(room)} of it usable: {_largest_parts(mine)}"
+    if host > host_room:
+        yield f"needs {format_size(host)} of host memory a chip, and there are {format_size(host_room)} usable"
     remats = [replace(mine.cut, recompute=one, selective=other) for one, other in ((np.zeros(1), np.ones(1)), (np.ones(1), np.zeros(1)))]
     kept = join([mine.cut, *remats])
     scattered = replace(kept, gradients_sharded=np.ones(len(kept.tp)))

@@ -6,14 +6,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from colossus.plan.answer import choice_at
-from colossus.plan.counts import chip_counts, halves
+from colossus.plan.counts import chip_counts, fastest, halves
 from colossus.plan.search import Question, search
 from colossus.spec.answer import Choice
 
 
 def scaling(question: Question, total_tokens: float) -> list[Choice]:
-    """The best layout on the whole machine and on halves of it, down to what still fits."""
-    return _bests(question, halves(question.num_chips), total_tokens)
+    """The best layout on the whole machine, as far as more chips are faster, and on halves of that, down to what still fits."""
+    whole = fastest(question)[0]
+    return _bests(question, halves(whole.num_chips, whole.machine.node.num_chips), total_tokens)
 
 
 def pareto(question: Question, total_tokens: float) -> list[Choice]:

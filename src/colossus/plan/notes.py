@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from colossus.catalog.nodes import load_node_entry, node_names
-from colossus.plan.search import Candidates, Question, search
+from colossus.plan.search import Candidates, Question, most_chips, search
 from colossus.report.plan_words import count
 from colossus.spec.answer import Choice
 from colossus.spec.units import format_quantity
@@ -32,7 +32,7 @@ def _of_the_estimate(question: Question) -> list[str]:
         )
     spare = question.machine.num_chips - question.num_chips
     if question.is_whole and spare:
-        notes.append(f"{spare:,} of {question.machine.num_chips:,} chips are left over, as spares: the batch does not divide by more")
+        notes.append(f"{spare:,} of {question.machine.num_chips:,} chips are left over, as spares: {_why_no_more(question)}")
     if question.changes:
         notes.append(f"what if {' and '.join(map(str, question.changes))}: the machine as it is takes {_plain_step(question)} a step")
     if question.precision != "bfloat16":
@@ -67,9 +67,14 @@ def _of_the_memory(question: Question, candidates: Candidates, first: Choice) ->
     room = question.device.memory_bytes
     if first.memory_bytes_per_chip <= _TIGHT * room:
         return
-    roomy = candidates.step_s[candidates.memory_bytes <= _TIGHT * room]
+    roomy = candidates.step_s[candidates.fits & (candidates.memory_bytes <= _TIGHT * room)]
     other = f"the fastest within {_TIGHT:.0%} takes {roomy.min() / first.step_s - 1:.1%} longer" if len(roomy) else "no layout leaves more"
     yield f"fills {first.memory_bytes_per_chip / room:.0%} of a chip's memory, which real allocators may not allow; {other}"
+
+
+def _why_no_more(question: Question) -> str:
+    most = most_chips(replace(question, num_chips=question.machine.num_chips))
+    return "batch and layers do not cut over more" if most <= question.num_chips else f"batch and layers cut worse over more, up to {most:,}"
 
 
 def _plain_step(question: Question) -> str:

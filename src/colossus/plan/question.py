@@ -41,6 +41,7 @@ class Asked:
     model: str
     total_tokens: float
     deadline_s: float | None = None
+    notes: tuple[str, ...] = ()  # what of a job file was not taken
 
 
 def ask(
@@ -61,14 +62,14 @@ def ask(
     _check_counts(chips=chips, sequences=sequences, sequence_tokens=sequence_tokens)
     name, card, file = _model(job, assignments)
     length, count, default_tokens = _batch(card, file, sequences, sequence_tokens)
-    question = _question(card, length, count, machine, precision=precision, program=program, coefficients=coefficients)
+    question = _question(card, length, count, machine, precision=precision or _precision_of(file), program=program, coefficients=coefficients)
     if tokens is not None and not 0 < tokens < math.inf:
         raise _refuse("--tokens", f"{tokens:g}", "must be above zero, and a number")
     total = default_tokens if tokens is None else tokens
     if total < count * length:
         path, value = ("--tokens", f"{total:g}") if tokens is not None else ("--sequences", str(count))
         raise _refuse(path, value, f"one step of {count} x {length} tokens is more than the {total:.3g} to train on", "fewer --sequences or more --tokens")
-    return Asked(question=_on_chips(question, chips), model=name, total_tokens=total, deadline_s=deadline_s(deadline))
+    return Asked(question=_on_chips(question, chips), model=name, total_tokens=total, deadline_s=deadline_s(deadline), notes=_not_taken(file, question))
 
 
 def question_of(
@@ -78,8 +79,8 @@ def question_of(
     _check_counts(chips=chips)
     card = _card_of(job)
     length, count, tokens = _batch(card, job, None, None)
-    question = _question(card, length, count, machine, precision=precision, program=program, coefficients=None)
-    return Asked(question=_on_chips(question, chips), model=job.name, total_tokens=tokens, deadline_s=deadline_s(deadline))
+    question = _question(card, length, count, machine, precision=precision or _precision_of(job), program=program, coefficients=None)
+    return Asked(question=_on_chips(question, chips), model=job.name, total_tokens=tokens, deadline_s=deadline_s(deadline), notes=_not_taken(job, question))
 
 
 def _check_counts(**counts: int | None) -> None:
@@ -117,8 +118,24 @@ def _question(card: ModelCard, length: int, count: int, machine: str, *, precisi
     )
 
 
+def _precision_of(job: TrainJob | None) -> str | None:
+    """Only where the job names it: the trainer's own default is for small machines."""
+    return job.precision.value if job is not None and "precision" in job.model_fields_set else None
+
+
+def _not_taken(job: TrainJob | None, question: Question) -> tuple[str, ...]:
+    """What a job says of which the plan makes its own choice."""
+    if job is None:
+        return ()
+    axes = [f"{name} {getattr(value, 'value', value)}" for name, value in job.layout if value is not None]
+    notes = [f"the job's layout ({', '.join(axes)}) is not held to: the plan chooses; --why says what stands against another"] if axes else []
+    if _precision_of(job) is None and question.precision != job.precision.value:
+        notes.append(f"planned in {question.precision}; the job names no precision, and colossus train would take {job.precision.value}")
+    return tuple(notes)
+
+
 def _on_chips(question: Question, chips: int | None) -> Question:
-    """On so many chips, or on as many as the batch divides by."""
+    """On so many chips, or on as many as some cut fills at most: which of those is the answer's to choose."""
     if chips is None:
         return replace(question, num_chips=most_chips(question) or question.num_chips, is_whole=True)
     return replace(question, num_chips=_chips(question.machine, chips))

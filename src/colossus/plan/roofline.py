@@ -42,18 +42,19 @@ def roofline(question: Question, candidates: Candidates, index: int) -> Roofline
     """Of one layout; kinds that take no time are left out."""
     cut, parts, _ = candidates.at(index)
     rounds = cut.num_microbatches / cut.pp
-    step_s, peaks = float(candidates.step_s[index]), _peaks(question)
+    step_s, (narrow, wide) = float(candidates.step_s[index]), _peaks(question)
     kinds = [
         Kind(
             name=work.name,
             flop_per_byte=work.num_flop / work.num_bytes,
             flop_per_s=work.num_flop / work.duration_s,
-            peak_flop_per_s=peaks[0 if work.is_wide else -1][1],
+            peak_flop_per_s=(wide if work.is_wide else narrow)[1],
             step_fraction=min(1.0, rounds * work.num_layers * work.duration_s / step_s),
         )
         for work in works(question, cut, parts)
         if work.duration_s > 0 and work.num_flop > 0
     ]
+    peaks = sorted({narrow, wide}, key=lambda peak: peak[1])
     return Roofline(memory_bytes_per_s=_scaled(question, "chip.memory_bandwidth", _bandwidth(question)), peak_flop_per_s=peaks, kinds=kinds)
 
 
@@ -119,12 +120,13 @@ def _bandwidth(question: Question) -> float:
     return figure.value if figure else question.device.memory_bytes_per_s
 
 
-def _peaks(question: Question) -> list[tuple[str, float]]:
-    """The peak of the precision, and the 16-bit one in which attention and head compute; lowest first."""
+def _peaks(question: Question) -> tuple[tuple[str, float], tuple[str, float]]:
+    """The peak of the precision, and the 16-bit one in which attention and head compute, each with its name."""
     peaks = question.machine.node.chip.peak_flop_per_s
-    wanted = [name for name in (_PEAKS.get(question.precision, question.precision), "bfloat16", "float16") if name in peaks]
-    used = dict.fromkeys([wanted[0], *wanted[1:2]] if wanted else list(peaks)[:1])
-    return sorted(((name, _scaled(question, "chip.peak", peaks[name].value)) for name in used), key=lambda item: item[1])
+    own = _PEAKS.get(question.precision, question.precision)
+    wide = next(name for name in ("bfloat16", "float16", own, *peaks) if name in peaks)
+    narrow = own if own in peaks else wide
+    return (narrow, _scaled(question, "chip.peak", peaks[narrow].value)), (wide, _scaled(question, "chip.peak", peaks[wide].value))
 
 
 def _scaled(question: Question, figure: str, value: float) -> float:

@@ -181,21 +181,33 @@ def _axes(question: Question) -> Iterator[tuple[int, int, int, int, int, int]]:
 
 
 def most_chips(question: Question) -> int:
-    """The largest number of chips, up to the question's and of whole nodes, that some cut of the job fills; 0 where none does.
+    """The largest number of chips that some cut fills; what is left over of the machine are spares."""
+    return int(filled_chips(question)[0].max(initial=0))
 
-    A machine of 100,000 chips rarely divides a batch; what is left over are spares.
+
+def filled_chips(question: Question) -> tuple[np.ndarray, np.ndarray]:
+    """Every number of chips, up to the question's, of whole nodes or within one, that some cut of the job fills; and the useful chips of each.
+
+    Useful: at most so many work at once, stages being as uneven as layers over pp make them and waiting pp - 1 microbatches of a step.
+    Costs of tp, cp and dp are left out: it ranks numbers, and only the search times them.
     """
-    card, node, chips = question.card, question.machine.node.num_chips, question.num_chips
-    shards = np.array(divisors(question.num_sequences, chips))
+    card, node = question.card, question.machine.node.num_chips
     inner = {
         tp * cp
         for tp in divisors(card.num_heads, int(question.device.domain_chips))
         for cp in divisors(question.sequence_tokens)
         if question.sequence_tokens % _pieces(tp, cp) == 0
     }
-    counts = np.unique(np.outer(np.array(sorted(inner)), np.arange(1, card.num_layers + 1)))
-    counts = np.unique(np.outer(counts[counts <= chips], shards))
-    return int(counts[(counts <= chips) & ((counts % node == 0) | (counts < node))].max(initial=0))
+    sizes = np.array(sorted(inner)), np.arange(1, card.num_layers + 1), np.array(divisors(question.num_sequences, question.num_chips))
+    inside, pp, dp = (size.ravel() for size in np.meshgrid(*sizes, indexing="ij"))
+    chips = inside * pp * dp
+    balance = card.num_layers / (-(-card.num_layers // pp) * pp)
+    useful = chips * balance / (1 + (pp - 1) * dp / question.num_sequences)
+    kept = (chips <= question.num_chips) & ((chips % node == 0) | (chips < node))
+    counts, place = np.unique(chips[kept], return_inverse=True)
+    most = np.zeros(len(counts))
+    np.maximum.at(most, place, useful[kept])
+    return counts, most
 
 
 def _pieces(tp: int, cp: int) -> int:

@@ -21,8 +21,8 @@ from colossus.spec.layout import CpKind, Schedule
 from colossus.spec.model import ModelCard
 
 # Schedules of two chunks a chip, folded: two virtual stages' worth of layers each.
-_FOLDED = (Schedule.ZB_V, Schedule.V_HALF, Schedule.V_MIN, Schedule.DUALPIPE)
-_SEARCHED = (Schedule.ZB_H1, Schedule.ZB_H2, *_FOLDED)
+FOLDED = (Schedule.ZB_V, Schedule.V_HALF, Schedule.V_MIN, Schedule.DUALPIPE)
+_SEARCHED = (Schedule.ZB_H1, Schedule.ZB_H2, *FOLDED)
 
 
 @cache
@@ -80,7 +80,7 @@ def _schedules(cut: Cut, num_layers: int, can: tuple[str, ...]) -> Iterator[Cut]
         yield replace(part, virtual_stages=np.full_like(part.tp, stages))
     for schedule in _SEARCHED:
         if schedule.value in can:
-            enough = _halves(num_layers, cut.pp) & (cut.num_microbatches >= 2 * cut.pp) if schedule in _FOLDED else np.ones_like(cut.tp, bool)
+            enough = _halves(num_layers, cut.pp) & (cut.num_microbatches >= 2 * cut.pp) if schedule in FOLDED else np.ones_like(cut.tp, bool)
             part = take(cut, (cut.pp > 1) & enough)
             yield replace(part, schedule=np.full_like(part.tp, place(schedule)))
 
