@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -108,6 +109,35 @@ def test_a_rejected_layout_names_every_broken_rule_with_its_fix(show):
     ):
         assert words in out
     assert "with remat none, ZeRO 2 it fits" in show("plan", "llama-3.1-405b", "--on", "h100-sxm*16384", "--sequences", 2048, "--why", "tp=8,pp=8")
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        ("tp=8,num_microbatches=7", "are 32 microbatches, not 7 (num_microbatches 32)"),
+        ("tp=8,schedule=zb-v", "schedule zb-v orders the stages of a pipeline, and pp is 1"),
+        ("tp=8,num_virtual_stages=2", "2 virtual stages cut the stages of a pipeline, and pp is 1"),
+        ("tp=8,cp_kind=ulysses", "cp_kind ulysses says how cp ranks see each other, and cp is 1"),
+        ("pp=4,tp=2,schedule=zb-v,num_microbatch_sequences=16", "zb-v needs 2 x pp = 8 microbatches or more, and there are 2"),
+        ("pp=11,schedule=dualpipe", "two chunks of one size, and the fullest of pp 11 has 3 layers (pp 9 or 10)"),
+    ],
+)
+def test_no_part_of_a_layout_is_ignored(show, layout, words):
+    out = show(*BASE, "--why", layout)
+    assert words in out
+
+
+def test_halves_and_fronts_name_their_chips(run):
+    data = json.loads(run("plan", "llama-3-8b", "--on", "h100-sxm*24", "--sequences", 96, "--scaling", "--pareto", "--json")[1])
+    assert [one["num_chips"] for one in data["scaling"]] == [24, 8, 4, 2, 1]
+    assert list(data["scaling"][0]) == list(data["pareto"][0])
+
+
+def test_what_a_job_file_says_is_taken_or_said(run):
+    job = Path(__file__).parents[2] / "recipes" / "shakespeare.toml"
+    data = json.loads(run("plan", job, "--on", "h100-sxm*8", "--set", "precision=float32", "--set", "layout.tp=4", "--json")[1])
+    assert data["precision"] == "float32" and any("layout (tp 4) is not held to" in note for note in data["notes"])
+    assert json.loads(run("plan", job, "--on", "h100-sxm*8", "--set", "precision=float32", "--precision", "bfloat16", "--json")[1])["precision"] == "bfloat16"
 
 
 def config(folder: Path, **changes: object) -> Path:
@@ -258,9 +288,26 @@ def test_odd_head_counts_are_cut_as_far_as_they_divide(show, run, tmp_path):
 
 def test_a_model_that_fits_no_layout_says_with_figures_what_would(complain):
     err = complain("plan", "llama-3.1-405b", "--on", "h100-sxm*8", "--html", "plan.html")
-    assert "no layout fits 8 chips of 79.6 GiB: the smallest need is" in err and "--on h100-sxm*" in err and "chips of" in err
+    assert "no layout fits 8 chips of 79.6 GiB, 77.3 GiB of it usable: the smallest need is" in err and "--on h100-sxm*" in err and "chips of" in err
     err = complain("plan", "llama-3-8b", "--on", "dgx-h100", "--sequence-tokens", 131072, "--chips", 1)
     assert "--chips 4" in err and "--sequence-tokens 16384 --sequences 256" in err
+
+
+def test_needs_are_set_against_what_may_be_used(complain):
+    err = complain("plan", "llama-3-8b", "--on", "h100-sxm*8", "--what-if", "chip.memory*0.1", "--why", "tp=8")
+    assert "7.96 GiB, 7.73 GiB of it usable: the smallest need is 7.75 GiB" in err
+    assert "tp=8: needs" in err and "of a chip's 7.96 GiB, 7.73 GiB of it usable" in err
+    need, room = re.search(r"the smallest need is ([0-9.]+) GiB", err), re.search(r"([0-9.]+) GiB of it usable", err)
+    assert float(need[1]) > float(room[1])
+
+
+def test_where_the_host_binds_its_room_is_said(complain):
+    err = complain("plan", "llama-4-scout", "--on", "h200-nvl-8", "--why", "tp=4,cp=2,ep=8,offload=both")
+    need, host, room = (
+        float(size) for size in re.search(r"smallest need is ([0-9.]+) GiB.* needs ([0-9.]+) GiB of its host, which has ([0-9.]+) GiB", err).groups()
+    )
+    assert need > 140 * 0.97 and host > room
+    assert "of host memory a chip or more" in err and "of host memory a chip, and there are" in err
 
 
 @pytest.mark.parametrize(
@@ -316,8 +363,6 @@ def test_a_batch_too_small_for_the_machine_is_noted(show):
 
 
 def test_the_guide_names_only_options_that_there_are():
-    import re
-
     from colossus.cli.plan import command as plan
     from colossus.cli.validate import command as validate
 

@@ -54,3 +54,14 @@ def test_what_ifs_lift_the_roofs():
     lifted, flat = (roofline(one, search(one), int(search(one).order()[0])) for one in (asked, plain))
     assert lifted.memory_bytes_per_s == 3 * flat.memory_bytes_per_s
     assert [peak for _, peak in lifted.peak_flop_per_s] == [2 * peak for _, peak in flat.peak_flop_per_s]
+
+
+@pytest.mark.parametrize(("precision", "roofs"), [("bfloat16", ["bfloat16"]), ("float8", ["bfloat16", "float8"]), ("float32", ["float32", "bfloat16"])])
+def test_products_are_under_the_roof_of_their_precision_and_attention_under_the_16_bit_one(precision, roofs):
+    asked = question("llama-3-8b", "dgx-h100", precision=precision)
+    candidates = search(asked)
+    found = roofline(asked, candidates, int(candidates.order()[0]))
+    peaks = asked.machine.node.chip.peak_flop_per_s
+    assert [name for name, _ in found.peak_flop_per_s] == roofs
+    kinds = {kind.name: kind.peak_flop_per_s for kind in found.kinds}
+    assert kinds["feed-forward"] == peaks[precision].value and kinds["attention"] == peaks["bfloat16"].value

@@ -201,6 +201,12 @@ def test_what_is_said_to_fit_does():
     assert "cut it over more" in explain(question("llama-3-70b", "dgx-h100"), PlannedLayout(dp=8))
 
 
+def test_what_fits_though_nothing_that_the_program_offers_does_is_said_to():
+    asked = question("llama-3-8b", "dgx-h100", chips=1, sequences=8)
+    bare = replace(asked, program=replace(asked.program, can=()))
+    assert explain(bare, PlannedLayout(remat="full", num_microbatch_sequences=1, offload="optimizer", num_microbatches=8)).startswith("fits, at")
+
+
 def test_more_chips_are_faster_and_the_whole_machine_is_first():
     asked = question("llama-3-8b", "h100-sxm*64", sequences=512)
     choices = scaling(asked, 1e9)
