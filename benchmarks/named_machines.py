@@ -18,6 +18,7 @@ from colossus.cli.machines import site_power_w
 from colossus.cli.planning import _layout
 from colossus.estimate.flop import train_flop
 from colossus.plan.answer import _cut_of, answer, choice_at
+from colossus.plan.explain import filled
 from colossus.plan.question import Asked, ask
 from colossus.plan.search import estimate
 from colossus.report.plan_words import rows
@@ -123,7 +124,7 @@ def planned(case: Mapping[str, Any]) -> Planned:
 
 def as_published(asked: Asked, text: str) -> Choice:
     question = asked.question
-    candidates = estimate(question, _cut_of(question, _layout(text, question.num_chips)))
+    candidates = estimate(question, _cut_of(question, filled(question, _layout(text))))
     return choice_at(question, candidates, 0, asked.total_tokens)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 from colossus.cli.common import paper, print_json
 from colossus.cli.files import write_file
 from colossus.plan.answer import answer
-from colossus.plan.explain import explain
+from colossus.plan.explain import completed, explain
 from colossus.plan.plots import Extras, extras
 from colossus.plan.question import Asked
 from colossus.plan.question import ask as ask_question
+from colossus.plan.search import Question
 from colossus.plan.whatif import Swing, changed, parse_change
 from colossus.report.plan_words import OPTION_HEADER, count, heading, option_cells, part_name, rows
 from colossus.spec.answer import Answer, Choice, PlannedLayout
@@ -44,7 +45,7 @@ def show(asked: Asked, options: dict[str, Any], *, as_json: bool) -> None:
         said=asked.notes,
     )
     question = asked.question if isinstance(found, Infeasible) else replace(asked.question, num_chips=found.num_chips)  # the answer chooses the chips
-    why = explain(question, _layout(options["why"], question.num_chips)) if options["why"] else None
+    why = _why(question, options["why"]) if options["why"] is not None else None
     if isinstance(found, Infeasible):
         raise InfeasibleError(found.reason + (f"\n{options['why']}: {why}" if why else ""), hint=found.fit)
     more = _extras(asked, found, options)
@@ -91,8 +92,14 @@ def _options(choices: list[Choice]) -> list[dict[str, Any]]:
     return [{"num_chips": choice.num_chips} | choice.to_data() for choice in choices]
 
 
-def _layout(text: str, num_chips: int) -> PlannedLayout:
-    """``tp=8,pp=4`` as a layout; a dp that is not named takes the chips that are left."""
+def _why(question: Question, text: str) -> str:
+    """What stands against the best layout with what was named, which is said in full."""
+    layout = completed(question, _layout(text))
+    return f"{layout.describe()}; {explain(question, layout)}"
+
+
+def _layout(text: str) -> PlannedLayout:
+    """``tp=8,pp=4`` as a layout."""
     data: dict[str, Any] = {}
     for pair in text.split(","):
         name, equals, value = (part.strip() for part in pair.partition("="))
@@ -101,8 +108,7 @@ def _layout(text: str, num_chips: int) -> PlannedLayout:
         if name in data:
             raise SpecError("--why", [Problem(path="--why", value=repr(text), rule=f"names {name} twice")])
         data[name] = int(value) if value.lstrip("-").isdecimal() else value
-    layout = PlannedLayout.from_data(data, origin="--why")
-    return layout if "dp" in data else layout.model_copy(update={"dp": max(1, num_chips // layout.num_chips)})
+    return PlannedLayout.from_data(data, origin="--why")
 
 
 def _print_answer(found: Answer) -> None:

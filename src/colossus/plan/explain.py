@@ -33,6 +33,35 @@ def explain(question: Question, wanted: PlannedLayout) -> str:
     return f"fits; {why_slower(first, choice_at(question, mine, 0, 1.0))}, against {first.layout.describe()}"
 
 
+def completed(question: Question, wanted: PlannedLayout) -> PlannedLayout:
+    """The fastest layout that fits with all that was named of ``wanted``; none fits: as it is, with a dp that takes the chips left."""
+    named = wanted.model_fields_set
+    found = search(question)
+    where = found.fits.copy()
+    for name in named & _COLUMNS.keys():
+        where &= np.broadcast_to(getattr(found.cut, _COLUMNS[name]), where.shape) == getattr(wanted, name)
+    for index in found.order():
+        if where[index]:
+            layout = layout_of(found.at(int(index))[0])
+            if all(getattr(layout, name) == getattr(wanted, name) for name in named):
+                return layout
+    return filled(question, wanted)
+
+
+def filled(question: Question, wanted: PlannedLayout) -> PlannedLayout:
+    """As it is; a dp that was not named takes the chips that are left."""
+    return wanted if "dp" in wanted.model_fields_set else wanted.model_copy(update={"dp": max(1, question.num_chips // wanted.num_chips)})
+
+
+# Of a layout, what is one number of a cut.
+_COLUMNS = {
+    **{name: name for name in ("pp", "dp", "cp", "tp", "ep", "num_microbatches")},
+    "num_virtual_stages": "virtual_stages",
+    "num_microbatch_sequences": "microbatch_sequences",
+    "num_replica_groups": "replica_groups",
+}
+
+
 def broken_rules(question: Question, wanted: PlannedLayout) -> Iterator[str]:
     """Each as what is wrong and, in brackets, what would be right."""
     yield from _broken_by_machine(question, wanted)

@@ -172,7 +172,9 @@ class TrainJob(Spec):
         if self.program is not None and self.data is not None:
             raise ValueError("a program brings its own data; drop [data] or hand paths over in [options]")
         if self.optimizer.warmup_steps >= self.num_steps:
-            raise ValueError(f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below num_steps {self.num_steps}; also --set optimizer.warmup_steps={self.num_steps // 5}")
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below num_steps {self.num_steps}; also --set optimizer.warmup_steps={self.num_steps // 5}"
+            )
         if self.batch.num_sequences % self.batch.num_microbatches:
             raise ValueError(f"batch.num_sequences {self.batch.num_sequences} must be a multiple of batch.num_microbatches {self.batch.num_microbatches}")
         return self
