@@ -162,8 +162,9 @@ def _too_large(question: Question, wanted: PlannedLayout, mine: Candidates) -> I
     remats = [replace(mine.cut, recompute=one, selective=other) for one, other in ((np.zeros(1), np.ones(1)), (np.ones(1), np.zeros(1)))]
     kept = join([mine.cut, *remats])
     scattered = replace(kept, gradients_sharded=np.ones(len(kept.tp)))
-    tries = join([kept, *([take(scattered, scattered.optimizer_sharded > 0)] if "zero 2" in question.can else []), smaller(kept, question.can)])
-    found = estimate(question, tries)
+    sharded = replace(kept, weights_sharded=np.ones(len(kept.tp)), optimizer_sharded=np.zeros(len(kept.tp)), gradients_sharded=np.zeros(len(kept.tp)))
+    tries = [kept, take(sharded, kept.pp == 1), *([take(scattered, scattered.optimizer_sharded > 0)] if "zero 2" in question.can else [])]
+    found = estimate(question, join([*tries, smaller(kept, question.can)]))
     order = found.order()
     if not len(order):
         yield "no remat, sharding or offload makes it fit: smaller microbatches, or cut it over more of tp, pp or cp"
