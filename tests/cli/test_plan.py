@@ -370,3 +370,16 @@ def test_the_guide_names_only_options_that_there_are():
     text = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
     known = {option for verb in (plan, validate) for param in verb.params for option in param.opts}
     assert set(re.findall(r"--[a-z][a-z-]+", text)) <= known
+
+
+def test_short_names_of_precisions_are_taken(show):
+    assert "float8;" in show("plan", "llama-3-8b", "--on", "h100-sxm*8", "--precision", "fp8")
+
+
+def test_coefficients_of_ones_own_are_named(run, tmp_path):
+    own = tmp_path / "runs" / ".cache" / "coefficients.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("source = 'two runs of mine'\n[factors.chip.h100-sxm]\ngemm_fraction = 0.9\n")
+    code, out, err = run(*BASE)
+    assert code == 0, err
+    assert "coefficients of your own are in use" in " ".join(out.split()) and "two runs of mine" in " ".join(out.split())

@@ -10,7 +10,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -65,6 +65,7 @@ class Coefficients:
     factors: Mapping[str, Mapping[str, Mapping[str, float]]]  # scope -> key -> coefficient -> factor
     spread: Mapping[str, tuple[float, float]]  # program -> ends between which measured over estimated lies in 9 runs of 10
     seen: Mapping[str, tuple[str, ...]]  # family of programs -> chips that its runs were on
+    own: str | None = None  # a user's file that is laid over the catalog's, and what it was fitted to
 
     def get(self, name: str, *, chip: str, precision: str, program: str) -> float:
         prior = self.priors[name]
@@ -150,7 +151,7 @@ def _laid_over(path: Path, _mtime_ns: int, _num_bytes: int) -> Coefficients:
     data["spread"].update(own.get("spread", {}))
     for family, chips in own.get("seen", {}).items():
         data["seen"][family] = sorted({*data["seen"].get(family, []), *chips})
-    return _coefficients(data)
+    return replace(_coefficients(data), own=f"{path}: {own.get('source', 'of unknown source')}")
 
 
 def _coefficients(data: Mapping[str, Any]) -> Coefficients:

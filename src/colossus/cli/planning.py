@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from colossus.cli.common import paper, print_json
+from colossus.cli.common import paper, print_json, talk
 from colossus.cli.files import write_file
 from colossus.plan.answer import answer
 from colossus.plan.explain import completed, explain
@@ -72,6 +72,8 @@ _FRONT_TITLE = "time, chips and money: choices that no other beats in all three"
 
 
 def _extras(asked: Asked, found: Answer, options: dict[str, Any]) -> Extras:
+    if options["page"] or options["plots"] or any(options[flag] for flag in _EXTRAS):
+        talk().print("searching other chips and machines for what was asked beside the plan ...")
     if options["page"] or options["plots"]:
         return extras(asked.question, found)
     return extras(asked.question, found, names=frozenset(name for flag, name in _EXTRAS.items() if options[flag]))

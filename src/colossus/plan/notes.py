@@ -30,6 +30,8 @@ def _of_the_estimate(question: Question) -> list[str]:
         notes.append(
             f"estimates were fitted on no run of {name} or its kin on {question.chip} in {question.precision}: what programs and chips have in common is assumed; trust them less"
         )
+    if question.coefficients.own:
+        notes.append(f"coefficients of your own are in use, {question.coefficients.own}")
     spare = question.machine.num_chips - question.num_chips
     if question.is_whole and spare:
         notes.append(f"{spare:,} of {question.machine.num_chips:,} chips are left over, as spares: {_why_no_more(question)}")

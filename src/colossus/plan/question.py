@@ -24,6 +24,8 @@ from colossus.spec.units import parse_quantity
 # Defaults where a model is named instead of a job: the batch of Llama 2 and 3's pretraining, and Hoffmann et al. 2022's
 # tokens for each parameter (arXiv 2203.15556).
 _BATCH_TOKENS, _SEQUENCE_TOKENS, _TOKENS_PER_PARAMETER = 4 * 2**20, 8192, 20
+# Short names that papers use.
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8", "fp32": "float32"}
 PRECISIONS = ("bfloat16", "float16", "float8", "mxfp8", "nvfp4", "float32")
 # The peak that a precision runs at.
 _PEAKS = {"mxfp8": "float8", "nvfp4": "float4"}
@@ -59,10 +61,14 @@ def ask(
     coefficients: Path | None = None,
 ) -> Asked:
     """Reads what the user named; every wrong name is an error with the nearest right one. ``coefficients``: a user's own, laid over the catalog's."""
+    if not isinstance(machine, str):
+        raise _refuse("machine", repr(machine), "must be a name of the catalog, or CHIP*COUNT", "e.g. 'h100-sxm*64'")
     _check_counts(chips=chips, sequences=sequences, sequence_tokens=sequence_tokens)
     name, card, file = _model(job, assignments)
     length, count, default_tokens = _batch(card, file, sequences, sequence_tokens)
-    question = _question(card, length, count, machine, precision=precision or _precision_of(file), program=program, coefficients=coefficients)
+    question = _question(
+        card, length, count, machine, precision=_SHORT.get(precision or "", precision) or _precision_of(file), program=program, coefficients=coefficients
+    )
     if tokens is not None and not 0 < tokens < math.inf:
         raise _refuse("--tokens", f"{tokens:g}", "must be above zero, and a number")
     total = default_tokens if tokens is None else tokens
