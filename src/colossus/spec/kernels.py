@@ -61,7 +61,7 @@ class GangRates(Spec):
 
     A product (m, n, k) takes ``2 m n k / gemm_flop_per_s (1 + m_half/m + n_half/n + k_half/k)``; attention over T tokens with head_dim D
     ``flop / attention_flop_per_s (1 + T_half/T + D_half/D)``; the head with model_dim D ``flop / head_flop_per_s (1 + D_half/D)``. A message
-    takes its bytes over the rate, and the latency. ``rest_fraction``: of the time of all parts, what a whole step takes beside them, or saves. ``compile_s``: compiling that step.
+    takes its bytes over the rate, and the latency. ``rest_fraction``: of the time of all parts, what a whole step of the probe took beside them (their noise), or saved. ``compile_s``: compiling that step.
     ``lower_fraction`` and ``upper_fraction``: whole steps over their median, 5th and 95th percentile. ``residual_fraction``: median error of the fits.
     """
 
