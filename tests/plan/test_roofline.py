@@ -36,16 +36,21 @@ def test_nothing_is_above_its_roof(model, machine, options):
 
 @pytest.mark.parametrize(("model", "machine", "options"), CASES)
 def test_the_work_counted_is_that_of_the_model(model, machine, options):
-    """All kinds over all layers, microbatches and chips give the model's FLOP: within what routers, copied keys and latents and causal counting differ by."""
+    """All kinds over all layers, microbatches and chips give the model's FLOP: within what routers, copied keys and causal counting differ by."""
     asked = question(model, machine, **options)
     candidates = search(asked)
-    flat = [int(index) for index in candidates.order() if candidates.cut.pp[index] == 1 and not candidates.cut.recompute[index]]
+    # tp copies the latents of latent attention, which is work that the model's count does not have
+    flat = [
+        int(index)
+        for index in candidates.order()
+        if candidates.cut.pp[index] == 1 and not candidates.cut.recompute[index] and not (asked.card.mla and candidates.cut.tp[index] > 1)
+    ]
     if not flat:
         pytest.skip("only pipelines fit, where the head is left out")
     cut, parts, _ = candidates.at(flat[0])
     rounds = cut.num_microbatches
     whole = asked.num_chips * rounds * sum(work.num_flop * work.num_layers for work in works(asked, cut, parts) if work.name != "norms and activations")
-    assert whole == pytest.approx(train_flop(asked.card, asked.num_sequences, asked.sequence_tokens).model_flop, rel=0.12)
+    assert whole == pytest.approx(train_flop(asked.card, asked.num_sequences, asked.sequence_tokens).model_flop, rel=0.08)
 
 
 def test_what_ifs_lift_the_roofs():

@@ -41,7 +41,7 @@ class Prior:
 class Program:
     """A training program as tables name it, in a period, and its code base.
 
-    ``chunk_layers``: layers of a pipeline chunk where a table does not say; ``can``: what it offers beyond the usual (plan/variants.py).
+    ``chunk_layers``: layers of a pipeline chunk where a table does not say, ``usual_zero_stage``: what is sharded where it does not; ``can``: what it offers beyond the usual (plan/variants.py).
     """
 
     name: str
@@ -50,6 +50,7 @@ class Program:
     until: str | None = None
     flash_attention: bool = True
     chunk_layers: int | None = None
+    usual_zero_stage: int = 0
     can: tuple[str, ...] = ()
     low_precision_kept_bytes: float = 2.0
 

@@ -58,7 +58,7 @@ def dp_s(shape: Shape, cut: Cut, device: Device, profile: Profile, stage_s: Numb
     copies = np.where(is_dualpipe(cut), 2.0, 1.0)
     travel = lambda wire: sum(gather_s(device, copies * wire * part, size, near) for part, size, near in zip(parts, ranks, inner, strict=True))
     once_s, round_s = travel(profile.gradient_bytes + cut.value_bytes), travel(profile.gradient_bytes)
-    hidden_s = np.minimum(profile.dp_hidden, 1.0) * stage_s / cut.virtual_stages * np.where(cut.pp > 1, 1.0, 2 / 3)
+    hidden_s = profile.dp_hidden * stage_s / cut.virtual_stages * np.where(cut.pp > 1, 1.0, 2 / 3)
     shown = lambda seconds: np.maximum(seconds - hidden_s, _SHOWN * seconds)
     return shown(once_s) + (gradient_rounds(cut) - 1) * shown(round_s)
 
@@ -77,7 +77,7 @@ def fsdp_s(shape: Shape, cut: Cut, device: Device, profile: Profile, compute_s: 
     across_s = across_s + gather_s(device, routed / expert_data * profile.gradient_bytes, groups, inner * expert_data)
     gathers = np.where(cut.weights_sharded > 0, 2 * cut.num_microbatches, 1.0)
     travel_s = gather_once_s * gathers + scatter_once_s * cut.num_microbatches + 2 * across_s
-    return np.maximum(travel_s - np.minimum(profile.fsdp_hidden, 1.0) * compute_s, profile.fsdp_exposed * travel_s)
+    return np.maximum(travel_s - profile.fsdp_hidden * compute_s, profile.fsdp_exposed * travel_s)
 
 
 def updated(shape: Shape, cut: Cut) -> Numbers:

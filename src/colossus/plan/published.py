@@ -170,7 +170,7 @@ def cut_of(run: PublishedRun, card: ModelCard, program: Program, precision: str)
     recompute, zero = run.text("recompute"), run.text("zero_stage")
     schedule = schedule_of(run.text("framework"))
     chunks = card.num_layers / axis["pp"] / program.chunk_layers if program.chunk_layers and axis["pp"] > 1 else 1.0
-    stage = _word(run, "zero_stages", "zero_stage") or _usual_stage(program)
+    stage = _word(run, "zero_stages", "zero_stage") or str(program.usual_zero_stage)
     gradients, sharded = stage == "2", stage == "3"
     return Cut(
         **axis,
@@ -191,13 +191,6 @@ def cut_of(run: PublishedRun, card: ModelCard, program: Program, precision: str)
         schedule=float(place(schedule)),
         optimizer_offload=float(run.text("optimizer_offload").lower() not in ("", "no", "none", "0", "false")),
     )
-
-
-def _usual_stage(program: Program) -> str:
-    """What a program shards unless told otherwise."""
-    if program.name == "maxtext":
-        return "3"
-    return "1" if program.name.startswith(("nemo", "mlperf", "megatron-b")) else "0"
 
 
 def schedule_of(framework: str) -> Schedule:
