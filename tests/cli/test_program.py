@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from colossus.catalog.targets import load_target
@@ -16,6 +19,9 @@ from colossus.spec.job import Precision
 from colossus.spec.layout import Layout, Remat
 from colossus.spec.model import ModelCard
 from colossus.spec.program import ProgramOrder
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from read_program import CASES
 
 CARD = ModelCard(vocab_size=2048, num_layers=4, model_dim=512, num_heads=8, num_kv_heads=4, head_dim=64, ffn_dim=1536)
 
@@ -86,19 +92,14 @@ def test_a_tpus_program_does_what_the_closed_forms_say(topology):
     check(order_of(Layout(fsdp=4, tp=2, remat=Remat.FULL), **(TPU | {"topology": topology})), memory_within=0.5)
 
 
-# Steps as they are trained: compiler, model, machine, sequences, tokens of each, layout.
-REAL = [
-    ("cpu", "llama-3-8b", "tpu-v5p*64", 16, 8192, "dp=2,fsdp=8,tp=4,remat=full"),
-    ("cpu", "llama-3-8b", "tpu-v5p*64", 32, 8192, "fsdp=16,tp=4,remat=selective"),
-    ("cpu", "llama-3-70b", "tpu-v5p*512", 128, 8192, "fsdp=64,tp=8,remat=full,num_microbatches=2"),
-    ("cuda", "llama-3-8b", "h100-sxm*64", 64, 8192, "fsdp=64,remat=full"),
-    ("cuda", "llama-3-8b", "h100-sxm*64", 32, 8192, "dp=2,fsdp=8,tp=4,remat=selective"),
-    ("cuda", "llama-3-70b", "h100-sxm*512", 64, 8192, "fsdp=64,tp=8,remat=full"),
-    ("cuda", "llama-2-13b", "a100-80*64", 64, 4096, "dp=4,fsdp=16,remat=full"),
-    ("cuda", "llama-3.1-405b", "llama-3-24k", 2048, 8192, "dp=16,fsdp=128,tp=8,remat=full"),
-    ("tpu", "llama-3-8b", "tpu-v5p*64", 64, 8192, "fsdp=64,remat=full"),
-    ("tpu", "llama-3-8b", "tpu-v5p*16", 16, 4096, "dp=2,fsdp=4,tp=2,remat=full"),
-]
+# Steps as they are trained; benchmarks/read_program.py measures these and what misses, which is named here.
+MISSED = {
+    ("cpu", "llama-3-8b", "fsdp=64,remat=full"): "memory +13.9 %",
+    ("cuda", "llama-3-70b", "dp=2,fsdp=16,tp=4,remat=full"): "memory +14 % (B200)",
+    ("tpu", "llama-3-8b", "fsdp=16,tp=4,remat=full"): "v5e: twice the bytes over tp",
+    ("tpu", "llama-3-8b", "fsdp=8,tp=4,remat=full"): "v4: not measured at this size",
+}
+REAL = [case for case in CASES if (case[0], case[1], case[5]) not in MISSED]
 
 
 @pytest.mark.slow
