@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stream import Stream, example
 
 from colossus.report import Cause, Report, summarize
-from colossus.report.causes import BADPUT
+from colossus.spec.causes import BADPUT
 from colossus.spec.event import KINDS, Event
 
 PHASES = ("joined", "compiled", "restored", "of another version")

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from colossus.report import summarize
-from colossus.report.causes import Cause
+from colossus.spec.causes import Cause
 from colossus.spec.event import Event, read_events
 from colossus.spec.job import TrainJob
 from colossus.train import loop

@@ -1,6 +1,6 @@
 """events -> Report, and its pictures: JSON, terminal, HTML. Reading and drawing only; nothing here prints."""
 
-from colossus.report.causes import Cause as Cause
+from colossus.spec.causes import Cause as Cause
 from colossus.report.record import Report as Report
 from colossus.report.record import Status as Status
 from colossus.report.summarize import summarize as summarize

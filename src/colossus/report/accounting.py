@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from colossus.report.causes import Cause
+from colossus.spec.causes import Cause
 from colossus.report.ledger import MICRO, Ledger
 from colossus.spec.event import Event
 

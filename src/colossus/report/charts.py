@@ -6,7 +6,7 @@ from html import escape
 from importlib.resources import files
 
 from colossus.report import svg, words
-from colossus.report.causes import LABELS
+from colossus.spec.causes import LABELS
 from colossus.report.record import Curve, Incident, Report
 from colossus.spec.units import format_quantity
 

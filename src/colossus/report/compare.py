@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from colossus.report import words
-from colossus.report.causes import CAUSES, LABELS, Cause
+from colossus.spec.causes import CAUSES, LABELS, Cause
 from colossus.report.record import KindTotal, Report
 from colossus.spec.base import Spec
 from colossus.spec.machine import How

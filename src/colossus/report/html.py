@@ -10,7 +10,7 @@ from html import escape
 from importlib.resources import files
 
 from colossus.report import charts, svg, words
-from colossus.report.causes import MEANINGS
+from colossus.spec.causes import MEANINGS
 from colossus.report.record import Report
 from colossus.spec.errors import ColossusError
 from colossus.spec.machine import Figure, Machine

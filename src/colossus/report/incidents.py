@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from colossus.report.causes import Cause
+from colossus.spec.causes import Cause
 from colossus.report.ledger import MICRO, Ledger
 from colossus.report.record import FaultRecord, Incident
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 
-from colossus.report.causes import CAUSES, Cause
+from colossus.spec.causes import CAUSES, Cause
 
 MICRO = 1_000_000
 _CODE = {cause: code for code, cause in enumerate(CAUSES)}

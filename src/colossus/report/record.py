@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from colossus.report.causes import Cause
+from colossus.spec.causes import Cause
 from colossus.spec.base import Spec
 from colossus.spec.machine import How
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from colossus.report.accounting import Accountant
-from colossus.report.causes import BADPUT, Cause
+from colossus.spec.causes import BADPUT, Cause
 from colossus.report.checkpoints import Checkpoints
 from colossus.report.clock import RunClock, in_time_order
 from colossus.report.incidents import Incidents

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from colossus.report import svg, words
-from colossus.report.causes import Cause
+from colossus.spec.causes import Cause
 from colossus.report.plot_text import line_plot
 from colossus.report.record import Report
 

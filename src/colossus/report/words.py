@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from colossus.report.causes import BADPUT, LABELS, Cause
+from colossus.spec.causes import BADPUT, LABELS, Cause
 from colossus.report.record import Incident, PlannedRow, Report, Status
 from colossus.spec.units import format_duration, format_quantity
 

@@ -22,6 +22,10 @@ class Cause(StrEnum):
     RESTART = "restart"
     RESTORE = "restore"
     RECOMPILE = "recompile"
+    STRAGGLER = "straggler"
+    POWER_CAP = "power_cap"
+    FEWER_NODES = "fewer_nodes"
+    WAIT_NODES = "wait_nodes"
     OTHER = "other"
 
 
@@ -43,6 +47,10 @@ LABELS: dict[Cause, str] = {
     Cause.RESTART: "restarting",
     Cause.RESTORE: "restoring",
     Cause.RECOMPILE: "compiling again",
+    Cause.STRAGGLER: "slow chips",
+    Cause.POWER_CAP: "power caps",
+    Cause.FEWER_NODES: "fewer nodes",
+    Cause.WAIT_NODES: "waiting for nodes",
     Cause.OTHER: "other",
 }
 
@@ -61,5 +69,9 @@ MEANINGS: dict[Cause, str] = {
     Cause.RESTART: "from detection to a gang that has joined",
     Cause.RESTORE: "reading the state back",
     Cause.RECOMPILE: "compiling in a gang formed anew",
+    Cause.STRAGGLER: "steps that waited for the slowest chip or for a congested network",
+    Cause.POWER_CAP: "steps slowed because the site could not draw more",
+    Cause.FEWER_NODES: "steps slowed because the gang ran with fewer nodes than planned",
+    Cause.WAIT_NODES: "standing still until enough nodes were back from repair",
     Cause.OTHER: "between steps: logging, one step's profile, shutdown, and what nothing names",
 }
