@@ -49,7 +49,9 @@ class CauseEntry(Spec):
     def _has_one_rate(self) -> Self:
         given = [name for name in ("num_interruptions", "num_faults_per_thousand_unit_days", "mtbf_s") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"gives {' and '.join(given) or 'no rate'}; exactly one of num_interruptions, num_faults_per_thousand_unit_days, mtbf_s is its rate")
+            raise ValueError(
+                f"gives {' and '.join(given) or 'no rate'}; exactly one of num_interruptions, num_faults_per_thousand_unit_days, mtbf_s is its rate"
+            )
         if self.per is Unit.NONE:
             raise ValueError("per = none: a rate is of chips, nodes, racks, pods or the site")
         return self
@@ -92,6 +94,7 @@ class ReliabilityEntry(Spec):
     lemon_factor: Annotated[float, Field(ge=1)] = 1.0
     lemons_source: str | None = None
     failed_repair_fraction: Share = 0.0
+    idle_fraction: Share = 1.0
     detect: Duration
     diagnose: Duration
     repair: Duration
@@ -132,6 +135,7 @@ class ReliabilityEntry(Spec):
             lemon_fraction=self.lemon_fraction,
             lemon_factor=self.lemon_factor,
             failed_repair_fraction=self.failed_repair_fraction,
+            idle_fraction=self.idle_fraction,
             detect=self.detect,
             diagnose=self.diagnose,
             repair=self.repair,
