@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 # The book's lines. Lost work is told apart at the end of what was once productive.
 BOOK = (
     *(Cause.PRODUCTIVE, Cause.CHECKPOINT, Cause.LOST_WORK, Cause.DETECT, Cause.WAIT_NODES, Cause.RESTART, Cause.RESTORE, Cause.RECOMPILE),
-    *(Cause.STRAGGLER, Cause.FEWER_NODES, Cause.POWER_CAP, Cause.OTHER),
+    *(Cause.STRAGGLER, Cause.FEWER_NODES, Cause.POWER_CAP, Cause.EVALUATION),
 )
-_PRODUCTIVE, _CHECKPOINT, _LOST, _DETECT, _WAIT, _RESTART, _RESTORE, _RECOMPILE, _STRAGGLER, _FEWER, _CAP, _OTHER = range(len(BOOK))
+_PRODUCTIVE, _CHECKPOINT, _LOST, _DETECT, _WAIT, _RESTART, _RESTORE, _RECOMPILE, _STRAGGLER, _FEWER, _CAP, _CHECK = range(len(BOOK))
 # A row of the course: the book, then these.
 MARK = ("time_s", "at", "gang", "steps", "spare", "repair", "speed")
 # A day's course of temperature in steps of so long.
@@ -108,7 +108,7 @@ class Job:
         self.log: list[tuple[Any, ...]] = []
         self.marks = array("d")
         self.rewinds: list[tuple[float, float]] = []
-        self._span: tuple[float, float, list[float], int] = (0.0, 0.0, [], 0)
+        self._span = Span(0.0, 0, [], 0)
 
     def run(self) -> None:
         setting, kernel = self.setting, self.kernel
@@ -128,7 +128,7 @@ class Job:
             self._close(end_s)
             self._book_down(end_s)
             self._mark(end_s)
-            self._tell_steps(end_s)
+            self._tell_steps()
         self.nodes.tick(self.wall_s)
 
     @property
@@ -163,7 +163,7 @@ class Job:
         self._finish_exactly()
         self.is_done = True
         self._mark(self.kernel.now_s)
-        self._tell_steps(self.kernel.now_s)
+        self._tell_steps()
         self.kernel.clear()
 
     def _finish_exactly(self) -> None:
@@ -183,7 +183,7 @@ class Job:
             book[_STRAGGLER] += done * pace.straggler_s
             book[_FEWER] += done * pace.fewer_s
             book[_CAP] += done * pace.cap_s
-            book[_OTHER] += done * pace.check_s
+            book[_CHECK] += done * pace.check_s
             self.stepping_s += elapsed_s - blocked_s
             self._since_s = now_s
 
@@ -315,7 +315,7 @@ class Job:
         self._close(now_s)
         clean = self.progress.committed(now_s)
         self._corrupt.append((now_s, clean, fault))
-        self._tell_steps(now_s, split=clean)
+        self._tell_steps(clean, is_end=False)
         every_s = self.setting.scenario.recovery.sdc_check_interval_s
         found_s = fault.detect_s if every_s is None else min(fault.detect_s, fault.luck * every_s)
         self.kernel.at(now_s + found_s, self._on_corruption, fault, _FAULT)
@@ -349,7 +349,7 @@ class Job:
         lost = progress.at - to_step
         lost_s = lost * self._pace.productive_s
         self._corrupt = [row for row in self._corrupt if row[1] < to_step]
-        self._tell_steps(now_s, split=to_step)
+        self._tell_steps(to_step)
         self._mark(now_s)
         if self.is_kept and lost > 0:
             self.rewinds.append((clean[0] if clean else max(0.0, now_s - lost * self._pace.step_s - self._blocked_within(lost)), now_s))
@@ -562,16 +562,34 @@ class Job:
 
     def _start_span(self, step: float, now_s: float) -> None:
         if self.is_logged:
-            self._span = (step, now_s, list(self.book), self.progress.num_saves)
+            self._span = Span(now_s, step, list(self.book), self.progress.num_saves)
 
-    def _tell_steps(self, now_s: float, split: int | None = None) -> None:
-        """Logs the steps since the last such row; a reader cuts them where ``split`` lies among them."""
-        if self.is_logged and self._outage is None:
-            first, begun_s, before, num_saves = self._span
-            spent = tuple(now - then for now, then in zip(self.book, before, strict=True))
-            if any(spent):
-                self.log.append(("steps", begun_s, now_s, first, self.progress.at, split, spent, self.progress.num_saves - num_saves))
-            self._start_span(self.progress.at, now_s)
+    def _tell_steps(self, split: int | None = None, *, is_end: bool = True) -> None:
+        """Logs the whole steps since the last such row: up to ``split`` where it lies among them, and after it, unless the span goes on (not ``is_end``).
+
+        Linear in steps: what they took is spread evenly over a span.
+        """
+        if not self.is_logged or self._outage is not None:
+            return
+        at = self.progress.at
+        cuts = [cut for cut in (split, int(at) if is_end else None) if cut is not None and self._span.step < cut <= at]
+        for cut in sorted(set(cuts)):
+            span = self._span
+            share = (cut - span.step) / (at - span.step)
+            spent = [share * (now - then) for now, then in zip(self.book, span.book, strict=True)]
+            saves = round(share * (self.progress.num_saves - span.num_saves))
+            end_s = span.begun_s + sum(spent)
+            self.log.append(("steps", end_s, int(span.step), cut, spent, saves))
+            self._span = Span(end_s, cut, [then + part for then, part in zip(span.book, spent, strict=True)], span.num_saves + saves)
+
+
+class Span(NamedTuple):
+    """Where steps began that are not logged yet: when, at which step, with what in the book and how many saves."""
+
+    begun_s: float
+    step: float
+    book: list[float]
+    num_saves: int
 
 
 class _Chance:
