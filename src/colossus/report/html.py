@@ -10,8 +10,8 @@ from html import escape
 from importlib.resources import files
 
 from colossus.report import charts, svg, words
-from colossus.spec.causes import MEANINGS
 from colossus.report.record import Report
+from colossus.spec.causes import MEANINGS
 from colossus.spec.errors import ColossusError
 from colossus.spec.machine import Figure, Machine
 from colossus.spec.run import Run
