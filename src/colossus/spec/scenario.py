@@ -134,8 +134,9 @@ class Injection(Spec):
 
 
 class Scenario(Spec):
-    """``horizon_s``: how long at most; the job may end before. ``fault_factor`` times the profile's rates. ``faults``: a profile of the catalog
-    (colossus machines --faults), "none", or a whole one in the file. ``age_s``: how old the machine is when the job begins.
+    """``horizon_s``: how long at most; the job may end before. ``fault_factor`` times the profile's rates. ``faults``: a profile of the
+    catalog's reliability, "none", or a whole one in the file. ``age_s``: how old the machine is when the job begins. ``num_nodes_per_rack``,
+    ``num_nodes_per_pod`` None: a scale-up domain of the machine, a pod of its network.
     """
 
     schema_version: Literal[1] = Field(1, alias="schema")
@@ -145,6 +146,8 @@ class Scenario(Spec):
     faults: str | FaultProfile
     fault_factor: Annotated[float, Field(ge=0)] = 1.0
     age_s: Annotated[Seconds, Field(ge=0)] = 0.0
+    num_nodes_per_rack: Annotated[int, Field(ge=1)] | None = None
+    num_nodes_per_pod: Annotated[int, Field(ge=1)] | None = None
     injections: list[Injection] = Field(default_factory=list)
     recovery: RecoveryScenario
     checkpoint: CheckpointScenario
