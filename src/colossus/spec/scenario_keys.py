@@ -88,5 +88,3 @@ def _names(known: dict[str, bool]) -> list[str]:
 
 def _refuse(text: str, rule: str, hint: str | None) -> SpecError:
     return SpecError("scenario", [Problem(path=text.strip(), value="(a name)", rule=rule, hint=hint)])
-
-

@@ -1,0 +1,203 @@
+"""Many simulations of one job with some values varied: which point is best, by how much, and whether chance alone could have made it so.
+
+All points take the same seeds, so that differences are paired: replica i of two points meets the same faults as far as their rules allow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, stdev
+
+from colossus.report.plan_words import money
+from colossus.report.simulation_words import Spread, spread
+from colossus.report.words import duration
+from colossus.spec.simulation import Tally
+
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Of one replica, what points are compared by."""
+
+    goodput_fraction: float
+    time_to_train_s: float | None
+    usd_per_million_tokens: float | None
+    num_interruptions: int
+
+    @classmethod
+    def of(cls, one: Tally) -> Outcome:
+        per_token = one.bill.usd_per_million_tokens if one.bill else None
+        return cls(
+            goodput_fraction=one.goodput_fraction,
+            time_to_train_s=one.time_to_train_s,
+            usd_per_million_tokens=per_token,
+            num_interruptions=one.num_interruptions,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """The varied values, as they were given, in the order of the dims, and what every replica came to."""
+
+    values: tuple[str, ...]
+    outcomes: Sequence[Outcome]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is best: its name, the figure, how it is said, whether more of it is better."""
+
+    name: str
+    title: str
+    figure: Callable[[Outcome], float | None]
+    tell: Callable[[float], str]
+    more_is_better: bool
+
+
+def fine_percent(fraction: float) -> str:
+    """Two digits after the point: points of a sweep lie close together."""
+    return f"{fraction * 100:.2f} %"
+
+
+OBJECTIVES = {
+    "goodput": Objective(name="goodput", title="goodput", figure=lambda one: one.goodput_fraction, tell=fine_percent, more_is_better=True),
+    "time": Objective(name="time", title="time to train", figure=lambda one: one.time_to_train_s, tell=duration, more_is_better=False),
+    "cost": Objective(
+        name="cost",
+        title="cost of a million tokens",
+        figure=lambda one: one.usd_per_million_tokens,
+        tell=lambda usd: money(usd) if usd >= 10 else f"${usd:.4g}",
+        more_is_better=False,
+    ),
+}
+
+
+def values_of(point: Point, objective: Objective) -> list[float]:
+    """Of the replicas, worst possible where one has none: it never gets there."""
+    never = -math.inf if objective.more_is_better else math.inf
+    return [never if (value := objective.figure(one)) is None else value for one in point.outcomes]
+
+
+def summary(point: Point, objective: Objective) -> Spread | None:
+    """Median and spread; None where no replica has the figure."""
+    known = [value for value in values_of(point, objective) if math.isfinite(value)]
+    return spread(known) if len(known) == len(point.outcomes) and known else None
+
+
+def mean(point: Point, objective: Objective) -> float:
+    return fmean(values_of(point, objective))
+
+
+def ranked(points: Sequence[Point], objective: Objective) -> list[Point]:
+    """Best mean first; equal ones in the order given."""
+    sign = -1.0 if objective.more_is_better else 1.0
+    return sorted(points, key=lambda point: sign * mean(point, objective))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a point stands against the best: how much worse on average, the half-width of that difference's interval, whether it can be told from chance."""
+
+    point: Point
+    worse: float
+    half_width: float | None
+    is_told_apart: bool
+
+
+def standings(points: Sequence[Point], objective: Objective) -> list[Standing]:
+    """Every point but the best, best first: Student's t on paired differences, at 5 % shared over all comparisons (Bonferroni)."""
+    order = ranked(points, objective)
+    best = order[0]
+    sign = 1.0 if objective.more_is_better else -1.0
+    found = []
+    for point in order[1:]:
+        differences = [sign * (one - other) for one, other in zip(values_of(best, objective), values_of(point, objective), strict=True)]
+        half = _half_width(differences, len(order) - 1)
+        worse = fmean(differences) if all(map(math.isfinite, differences)) else math.inf
+        found.append(Standing(point=point, worse=worse, half_width=half, is_told_apart=worse == math.inf or (half is not None and worse > half)))
+    return found
+
+
+def _half_width(differences: Sequence[float], num_compared: int) -> float | None:
+    """Of the mean difference's interval; None for one replica, which has no spread to judge by."""
+    number = len(differences)
+    if number < 2 or not all(map(math.isfinite, differences)):
+        return None
+    return student_t(1 - _LEVEL / 2 / num_compared, number - 1) * stdev(differences) / math.sqrt(number)
+
+
+def student_t(probability: float, freedom: int) -> float:
+    """Quantile of Student's t: exact for 1 and 2 degrees of freedom, else by Hill's algorithm 396 (CACM 13, 1970), good to 3 digits and better."""
+    if freedom == 1:
+        return math.tan(math.pi * (probability - 0.5))
+    if freedom == 2:
+        tail = 2 * probability - 1
+        return tail * math.sqrt(2 / (1 - tail * tail))
+    z = NormalDist().inv_cdf(probability)
+    g1 = (z**3 + z) / 4
+    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
+    return z + g1 / freedom + g2 / freedom**2 + g3 / freedom**3 + g4 / freedom**4
+
+
+def name_of(dims: Sequence[str], point: Point) -> str:
+    return ", ".join(f"{dim} {value}" for dim, value in zip(dims, point.values, strict=True))
+
+
+def verdict(dims: Sequence[str], points: Sequence[Point], objective: Objective) -> str:
+    """The best point with its spread, and which others chance could have put before it."""
+    best = ranked(points, objective)[0]
+    found = summary(best, objective)
+    if found is None:
+        return f"No point has a {objective.title}: the job makes no lasting progress in any."
+    told = f"Best {objective.title}: {name_of(dims, best)}, at {found.words(objective.tell)}."
+    others = standings(points, objective)
+    if not others:
+        return told
+    if found.num_values == 1:
+        return f"{told} One replica a point: whether that is more than chance cannot be said; --replicas 10 or more can tell."
+    close = [each.point for each in others if not each.is_told_apart]
+    if not close:
+        return f"{told} {_clear(dims, others[0], objective)}"
+    shown = "; ".join(name_of(dims, point) for point in close[:4]) + (f"; and {len(close) - 4} more" if len(close) > 4 else "")
+    return f"{told} Not to be told apart from it with {found.num_values} replicas: {shown}."
+
+
+def _clear(dims: Sequence[str], runner_up: Standing, objective: Objective) -> str:
+    if runner_up.worse == math.inf:
+        return f"The next, {name_of(dims, runner_up.point)}, does not always get there."
+    return f"Told apart from all others; the next, {name_of(dims, runner_up.point)}, is {_difference(runner_up, objective)} worse on average."
+
+
+def _difference(standing: Standing, objective: Objective) -> str:
+    width = f" (within {objective.tell(standing.half_width)})" if standing.half_width is not None else ""
+    return objective.tell(standing.worse) + width
+
+
+def header(dims: Sequence[str], *, several: bool) -> tuple[str, ...]:
+    return (*dims, "goodput", "time to train", "$ a million tokens", "interruptions", *(("against the best",) if several else ()))
+
+
+def cells(point: Point, objective: Objective, standing: Standing | None, *, several: bool) -> tuple[str, ...]:
+    """A row of the table of points: medians, and the objective with its spread."""
+    told = []
+    for name in ("goodput", "time", "cost"):
+        one = OBJECTIVES[name]
+        found = summary(point, one)
+        text = "–" if found is None else found.words(one.tell) if name == objective.name else one.tell(found.median)
+        told.append(text.replace(", 9 in 10 within ", " (").replace(" to ", " to ") + (")" if "9 in 10" in text else ""))
+    times = spread([float(one.num_interruptions) for one in point.outcomes])
+    return (*point.values, *told, f"{times.median:,.0f}", *((_against(standing, objective),) if several else ()))
+
+
+def _against(standing: Standing | None, objective: Objective) -> str:
+    if standing is None:
+        return "the best"
+    if standing.worse == math.inf:
+        return "never gets there"
+    apart = "" if standing.is_told_apart else ", may be chance" if standing.half_width is not None else ""
+    return f"{objective.tell(standing.worse)} worse{apart}"
