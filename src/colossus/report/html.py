@@ -26,8 +26,8 @@ def page(report: Report, run: Run | None = None) -> str:
     sections = [
         _head(report),
         _cards(report),
-        _chart_section("Loss", charts.loss_chart(report), "loss") if report.loss.steps else "",
-        _chart_section("Speed", charts.speed_chart(report), "speed") if report.loss.steps else "",
+        _chart_section("Loss", charts.loss_chart(report), "loss") if report.final_loss is not None or any(value is not None for value in report.loss.values) else "",
+        _chart_section("Speed", charts.speed_chart(report), "speed") if report.steps else "",
         _time_section(report),
         _planned_section(report),
         _faults_section(report),

@@ -1,0 +1,607 @@
+"""One replica of a synchronous job on a machine that fails: what happens, what ``policy`` decides about it, what that costs."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from math import pi, sin
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+
+from colossus.policy import recovery
+from colossus.policy.health import is_suspect, should_evict, should_grow
+from colossus.spec.causes import Cause
+from colossus.spec.faults import Effect, Unit
+from colossus.spec.scenario import Recovery
+from colossus.twin.faults import Fault, draw_faults, is_of_job, lemon_nodes
+from colossus.twin.kernel import Kernel
+from colossus.twin.nodes import GANG, REPAIR, Nodes
+from colossus.twin.progress import Pace, Progress
+from colossus.twin.setting import Setting
+from colossus.twin.streams import draw, stream
+
+if TYPE_CHECKING:
+    from colossus.twin.power import Limit
+
+# The book's lines. Lost work is told apart at the end of what was once productive.
+BOOK = (
+    *(Cause.PRODUCTIVE, Cause.CHECKPOINT, Cause.LOST_WORK, Cause.DETECT, Cause.WAIT_NODES, Cause.RESTART, Cause.RESTORE, Cause.RECOMPILE),
+    *(Cause.STRAGGLER, Cause.FEWER_NODES, Cause.POWER_CAP, Cause.OTHER),
+)
+_PRODUCTIVE, _CHECKPOINT, _LOST, _DETECT, _WAIT, _RESTART, _RESTORE, _RECOMPILE, _STRAGGLER, _FEWER, _CAP, _OTHER = range(len(BOOK))
+# A row of the course: the book, then these.
+MARK = ("time_s", "at", "gang", "steps", "spare", "repair", "speed")
+# A day's course of temperature in steps of so long.
+_DIURNAL_S, _DAY_S = 3 * 3600.0, 86400.0
+# Events at one time: what comes back goes before what fails, and the end of the job before both.
+_END, _BACK, _LIMIT, _FAULT = 0, 1, 2, 3
+# The parts of a standstill.
+_DETECTING, _WAITING, _PLANNED, _RETURNING = "detecting", "waiting", "planned", "returning"
+_CAUSES = {Effect.HANG: "hung", Effect.CORRUPT: "corrupt", Effect.PLANNED: "planned"}
+
+
+class IncidentRow(NamedTuple):
+    """One interruption; ``kind`` None: the grid's, or our own decision, as ``name`` says. Steps and seconds as in spec.simulation."""
+
+    time_s: float
+    kind: int | None
+    node: int | None
+    action: str
+    reason: str
+    name: str
+    from_step: int
+    to_step: int
+    lost_s: float
+    parts_s: tuple[float, ...]  # detect, wait, start, restore, compile
+    source: str
+
+
+class _Outage:
+    """A standstill as it goes: when it began, what is known, and which part it is in."""
+
+    __slots__ = ("action", "begun_s", "from_step", "is_disk", "kind", "lost_s", "node", "parts_s", "phase", "plan_s", "reason", "to_step", "why")
+
+    def __init__(self, now_s: float, kind: int | None, node: int | None, from_step: int, to_step: int, lost_s: float, is_disk: bool) -> None:
+        self.begun_s = now_s
+        self.kind, self.node = kind, node
+        self.from_step, self.to_step, self.lost_s, self.is_disk = from_step, to_step, lost_s, is_disk
+        self.parts_s = [0.0, 0.0, 0.0, 0.0, 0.0]
+        self.plan_s: tuple[float, ...] = ()
+        self.action = self.reason = self.why = ""
+        self.phase = _DETECTING
+
+
+class Job:
+    """Plays one replica to its end or the horizon. ``marks``: rows of MARK, its course, where it is kept; ``log``: what happened, in order, where it is logged."""
+
+    def __init__(self, setting: Setting, *, seed: int, limits: Sequence[Limit] = (), is_kept: bool = False, is_logged: bool = False) -> None:
+        self.setting = setting
+        scenario, grounds = setting.scenario, setting.grounds
+        self.limits = limits
+        self.kernel = Kernel()
+        self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes)
+        self.progress = Progress()
+        self.book = [0.0] * len(BOOK)
+        self.faults: Sequence[Fault] = draw_faults(setting.profile, scenario, grounds, seed=seed)
+        self.lemons = set(lemon_nodes(setting.profile, grounds, seed=seed).tolist())
+        self.chance = _Chance(seed, scenario.recovery)
+        self.num_steps = setting.workload.num_steps
+        self.num_faults = [0] * len(setting.profile.classes)
+        self.num_interruptions: dict[str, int] = {}
+        self.lost_steps = 0
+        self.num_disk_losses = self.num_recoveries = 0
+        self.stepping_s = 0.0
+        self.incidents: list[IncidentRow] = []
+        self.is_done = False
+        self.failed: str | None = None
+        self._slow: dict[int, float] = {}
+        self._history: dict[int, list[float]] = {}
+        self._corrupt: list[tuple[float, int, Fault]] = []
+        self._outage: _Outage | None = None
+        self._turn = 0
+        self._since_s = 0.0
+        self._diurnal = 0.0
+        self._speed = 1.0
+        self._paces: dict[tuple[int, float, float, float], Pace] = {}
+        self._pace = self._pace_now()
+        self.is_kept, self.is_logged = is_kept, is_logged
+        self.log: list[tuple[Any, ...]] = []
+        self.marks = array("d")
+        self.rewinds: list[tuple[float, float]] = []
+        self._span: tuple[float, float, list[float], int] = (0.0, 0.0, [], 0)
+
+    def run(self) -> None:
+        setting, kernel = self.setting, self.kernel
+        horizon_s = setting.scenario.horizon_s
+        if self.faults:
+            kernel.at(self.faults[0].time_s, self._on_fault, 0, _FAULT)
+        if setting.scenario.stragglers.diurnal_fraction:
+            self._on_hour(None)
+        for limit in self.limits:
+            kernel.at(limit.start_s, self._on_limit, limit, _LIMIT)
+            if not limit.is_outage:
+                kernel.at(limit.end_s, self._on_limit, None, _LIMIT)
+        self._begin(0)
+        kernel.run(horizon_s)
+        if not self.is_done:
+            end_s = self.kernel.now_s if self.failed else horizon_s
+            self._close(end_s)
+            self._book_down(end_s)
+            self._mark(end_s)
+            self._tell_steps(end_s)
+        self.nodes.tick(self.wall_s)
+
+    @property
+    def wall_s(self) -> float:
+        return self._since_s
+
+    # Stepping
+
+    def _begin(self, step: int) -> None:
+        """The gang steps from ``step`` on."""
+        now_s, setting = self.kernel.now_s, self.setting
+        self.nodes.tick(now_s)
+        self.nodes.steps = True
+        self._pace = self._pace_now()
+        interval, self.interval_reason = setting.interval_steps(self._pace.step_s, num_disk_losses=self.num_disk_losses, elapsed_s=now_s)
+        self.progress.begin(step, interval=interval, blocked_s=setting.blocked_s, save_s=setting.save_s)
+        self._since_s = now_s
+        self._mark(now_s)
+        self._start_span(step, now_s)
+        self._schedule_end()
+
+    def _schedule_end(self) -> None:
+        self._turn += 1
+        end_s = self.kernel.now_s + self.progress.remaining_s(self.num_steps, self._pace.step_s)
+        if end_s <= self.setting.scenario.horizon_s:
+            self.kernel.at(end_s, self._on_end, self._turn, _END)
+
+    def _on_end(self, turn: int) -> None:
+        if turn != self._turn or self._outage is not None:
+            return
+        self._close(self.kernel.now_s)
+        self._finish_exactly()
+        self.is_done = True
+        self._mark(self.kernel.now_s)
+        self._tell_steps(self.kernel.now_s)
+        self.kernel.clear()
+
+    def _finish_exactly(self) -> None:
+        """Rounding must not leave a part of the last step undone."""
+        rest = self.num_steps - self.progress.at
+        self.book[_PRODUCTIVE] += rest * self._pace.productive_s
+        self.progress.at = float(self.num_steps)
+
+    def _close(self, now_s: float) -> None:
+        """Books the time of steps up to now."""
+        elapsed_s = now_s - self._since_s
+        if self._outage is None and elapsed_s > 0:
+            pace, book = self._pace, self.book
+            done, blocked_s = self.progress.advance(now_s, elapsed_s, pace.step_s)
+            book[_PRODUCTIVE] += done * pace.productive_s
+            book[_CHECKPOINT] += blocked_s + done * pace.copy_s
+            book[_STRAGGLER] += done * pace.straggler_s
+            book[_FEWER] += done * pace.fewer_s
+            book[_CAP] += done * pace.cap_s
+            book[_OTHER] += done * pace.check_s
+            self.stepping_s += elapsed_s - blocked_s
+            self._since_s = now_s
+
+    def _pace_now(self) -> Pace:
+        slowest = max(self._slow.values()) if self._slow else 0.0
+        key = (self.nodes.gang, slowest, self._diurnal, self._speed)
+        pace = self._paces.get(key)
+        if pace is None:
+            num_gang, slowdown, diurnal, speed = key
+            pace = self.setting.pace(num_gang=max(num_gang, 1), slowdown_fraction=slowdown, diurnal_fraction=diurnal, speed_fraction=speed)
+            self._paces[key] = pace
+        return pace
+
+    def _repace(self) -> None:
+        """The step takes another time from now on."""
+        if self._outage is None:
+            self._close(self.kernel.now_s)
+            self._mark(self.kernel.now_s)
+            self._pace = self._pace_now()
+            self._schedule_end()
+
+    def _on_hour(self, _: None) -> None:
+        now_s = self.kernel.now_s
+        most = self.setting.scenario.stragglers.diurnal_fraction
+        self._diurnal = most * 0.5 * (1 + sin(2 * pi * ((now_s + _DIURNAL_S / 2) / _DAY_S - 0.375)))  # hottest at three in the afternoon
+        if now_s:
+            self._repace()
+        self.kernel.after(_DIURNAL_S, self._on_hour, None, _LIMIT)
+
+    # Faults
+
+    def _on_fault(self, place: int) -> None:
+        faults, setting = self.faults, self.setting
+        fault = faults[place]
+        if place + 1 < len(faults):
+            self.kernel.at(faults[place + 1].time_s, self._on_fault, place + 1, _FAULT)
+        each = setting.profile.classes[fault.kind]
+        if is_of_job(each):
+            if self._outage is None:  # a job that does not run has no bugs, and needs no stop
+                self.num_faults[fault.kind] += 1
+                self._interrupt(fault)
+            return
+        is_gang = self.nodes.place[fault.node] == GANG
+        if self.nodes.place[fault.node] == REPAIR or (fault.is_lemons and fault.node not in self.lemons):
+            return
+        idle = setting.profile.idle_fraction
+        if idle < 1 and fault.luck >= idle and not (is_gang and self._outage is None):
+            return
+        self.num_faults[fault.kind] += 1
+        if each.effect is Effect.SLOW:
+            self._slow_down(fault, is_gang)
+        elif each.effect is Effect.CORRUPT:
+            self._corrupts(fault, is_gang)
+        elif self._take_down(fault, each.takes):
+            self._interrupt(fault)
+
+    def _take_down(self, fault: Fault, takes: Unit) -> bool:
+        """Nodes go into repair; whether the gang lost any."""
+        self.nodes.tick(self.kernel.now_s)
+        size = self.setting.grounds.group(takes)
+        if size <= 1:
+            return self._fail(fault.node, fault)
+        first = fault.node // size * size
+        hit = [self._fail(node, fault) for node in range(first, min(first + size, self.nodes.num_nodes))]
+        return any(hit)
+
+    def _fail(self, node: int, fault: Fault) -> bool:
+        nodes, now_s = self.nodes, self.kernel.now_s
+        if nodes.place[node] == REPAIR:
+            return False
+        was_gang = nodes.fail(node)
+        self._slow.pop(node, None)
+        repair_s, is_thorough = fault.repair_s, False
+        recovery_scenario = self.setting.scenario.recovery
+        if recovery_scenario.drain_after_faults is not None:
+            times_s = self._history.setdefault(node, [])
+            times_s.append(now_s)
+            if is_suspect(times_s, now_s=now_s, window_s=recovery_scenario.drain_window_s, num_faults=recovery_scenario.drain_after_faults):
+                repair_s, is_thorough = self.chance.drain_s(), True
+                times_s.clear()
+        is_mended = is_thorough or fault.luck >= self.setting.profile.failed_repair_fraction
+        self.kernel.at(now_s + repair_s, self._on_back, (node, is_mended), _BACK)
+        return was_gang
+
+    def _on_back(self, told: tuple[int, bool]) -> None:
+        node, is_mended = told
+        self.nodes.tick(self.kernel.now_s)
+        self.nodes.mend(node)
+        if is_mended:
+            self.lemons.discard(node)
+        outage = self._outage
+        if outage is not None and outage.phase is _WAITING and outage.action == recovery.Action.WAIT.value:
+            self._book_down(self.kernel.now_s)
+            self._decide(outage)
+        elif outage is None and self.nodes.gang < self.setting.num_gang:
+            self._grow()
+
+    def _slow_down(self, fault: Fault, is_gang: bool) -> None:
+        """A chip is slower until it is repaired, or swapped out."""
+        each = self.setting.profile.classes[fault.kind]
+        if not is_gang:
+            self._take_down(fault, each.takes)
+            return
+        self._slow[fault.node] = max(each.slowdown_fraction, self._slow.get(fault.node, 0.0))
+        self._repace()
+        lasts_s = (each.repair or self.setting.profile.repair).mean_s
+        self.kernel.at(self.kernel.now_s + fault.repair_s, self._on_fast, fault.node, _BACK)
+        scenario = self.setting.scenario.recovery
+        swap_s = scenario.swap.mean_s if scenario.kind in (Recovery.HOT, Recovery.ELASTIC) else scenario.start.mean_s + scenario.compile.mean_s
+        if scenario.evict_slow and should_evict(slowdown_fraction=each.slowdown_fraction, expected_s=lasts_s, swap_s=swap_s):
+            self.kernel.at(self.kernel.now_s + self.chance.evict_s(), self._on_evict, fault, _FAULT)
+
+    def _on_fast(self, node: int) -> None:
+        if self._slow.pop(node, None) is not None:
+            self._repace()
+
+    def _on_evict(self, fault: Fault) -> None:
+        """The slow node is known: out with it, where a spare is at hand and the job runs."""
+        if fault.node in self._slow and self.nodes.spare and self._outage is None:
+            self.nodes.tick(self.kernel.now_s)
+            self._fail(fault.node, fault)
+            self._interrupt(fault, why="evicted")
+
+    def _corrupts(self, fault: Fault, is_gang: bool) -> None:
+        """The state is wrong from now on and nobody knows, until it shows or a check finds it."""
+        if not is_gang or self._outage is not None:
+            return
+        now_s = self.kernel.now_s
+        self._close(now_s)
+        clean = self.progress.committed(now_s)
+        self._corrupt.append((now_s, clean, fault))
+        self._tell_steps(now_s, split=clean)
+        every_s = self.setting.scenario.recovery.sdc_check_interval_s
+        found_s = fault.detect_s if every_s is None else min(fault.detect_s, fault.luck * every_s)
+        self.kernel.at(now_s + found_s, self._on_corruption, fault, _FAULT)
+
+    def _on_corruption(self, fault: Fault) -> None:
+        found = next((row for row in self._corrupt if row[2] is fault), None)
+        if found is None:
+            return  # what was corrupt has been thrown away since
+        if self._outage is not None:  # known once the gang is back
+            self.kernel.at(self.kernel.now_s + 60.0, self._on_corruption, fault, _FAULT)
+            return
+        self.nodes.tick(self.kernel.now_s)
+        self._fail(fault.node, fault)
+        self._interrupt(fault, clean=(found[0], found[1]))
+
+    # Standing still
+
+    def _interrupt(self, fault: Fault | None, *, why: str | None = None, clean: tuple[float, int] | None = None, until_s: float | None = None) -> None:
+        """The gang stands. ``why``: our own decision, or the grid's. ``clean``: when and at which step the state was last good. ``until_s``: the grid is back."""
+        if self._outage is not None:
+            if fault is not None:
+                self._again(fault)
+            return
+        now_s, setting, progress = self.kernel.now_s, self.setting, self.progress
+        self._close(now_s)
+        each = setting.profile.classes[fault.kind] if fault is not None else None
+        is_planned = each is not None and each.effect is Effect.PLANNED
+        is_ordered = why is not None and until_s is None
+        is_disk = setting.memory_steps is None or until_s is not None or (fault is not None and not is_ordered and setting.needs_disk[fault.kind])
+        to_step = self._step_to_restore(is_whole=is_planned or is_ordered, is_disk=is_disk, clean=clean)
+        lost = progress.at - to_step
+        lost_s = lost * self._pace.productive_s
+        self._corrupt = [row for row in self._corrupt if row[1] < to_step]
+        self._tell_steps(now_s, split=to_step)
+        self._mark(now_s)
+        if self.is_kept and lost > 0:
+            self.rewinds.append((clean[0] if clean else max(0.0, now_s - lost * self._pace.step_s - self._blocked_within(lost)), now_s))
+        self._lose(lost_s, int(progress.at) - to_step)
+        self.num_disk_losses += is_disk and not (is_planned or is_ordered)
+        if clean is not None:
+            progress.disk = to_step
+        name = why or (each.cause if each is not None else "grid")
+        self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
+        outage = self._outage = _Outage(now_s, fault.kind if fault and not is_ordered else None, self._node_of(fault), int(progress.at), to_step, lost_s, is_disk)
+        outage.reason = name
+        self.nodes.tick(now_s)
+        self.nodes.steps = False
+        if is_planned and fault is not None:
+            outage.phase, known_s = _PLANNED, now_s + setting.save_s + fault.repair_s
+        elif until_s is not None:
+            outage.phase, known_s = _WAITING, until_s
+        else:
+            detect_s = 0.0 if is_ordered or fault is None else setting.scenario.recovery.sdc_check_s if clean is not None else fault.detect_s
+            outage.phase, known_s = _DETECTING, now_s + detect_s
+        self._known_at(known_s)
+        if self.is_logged:
+            self.log.append(("fault", now_s, known_s, name, outage.kind, outage.node))
+
+    def _step_to_restore(self, *, is_whole: bool, is_disk: bool, clean: tuple[float, int] | None) -> int:
+        """Where the gang will go on from; a stop in good order saves what there is."""
+        progress = self.progress
+        saved = progress.committed(self.kernel.now_s)
+        if clean is not None:
+            return min(clean[1], saved)
+        if is_whole:
+            return int(progress.at)
+        return saved if is_disk or self.setting.memory_steps is None else progress.in_memory(self.setting.memory_steps)
+
+    def _lose(self, lost_s: float, num_steps: int) -> None:
+        self.book[_PRODUCTIVE] -= lost_s
+        self.book[_LOST] += lost_s
+        self.lost_steps += num_steps
+
+    def _known_at(self, time_s: float) -> None:
+        self._turn += 1
+        self.kernel.at(time_s, self._on_known, self._turn, _FAULT)
+
+    def _blocked_within(self, lost: float) -> float:
+        return self.setting.blocked_s * int(lost // self.progress.interval) if self.progress.interval else 0.0
+
+    def _node_of(self, fault: Fault | None) -> int | None:
+        if fault is None or is_of_job(self.setting.profile.classes[fault.kind]):
+            return None
+        return fault.node
+
+    def _again(self, fault: Fault) -> None:
+        """Another fault while the gang is on its way back: from detection on, all over."""
+        now_s, outage, setting = self.kernel.now_s, self._outage, self.setting
+        assert outage is not None
+        self._book_down(now_s)
+        if setting.needs_disk[fault.kind] and not outage.is_disk:
+            self._lose_copies(outage)
+        name = setting.profile.classes[fault.kind].cause
+        self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
+        outage.phase = _DETECTING
+        self._known_at(now_s + fault.detect_s)
+        if self.is_logged:
+            self.log.append(("fault", now_s, now_s + fault.detect_s, name, fault.kind, fault.node))
+
+    def _lose_copies(self, outage: _Outage) -> None:
+        """The copies in memory that the gang was to go on from are lost as well."""
+        outage.is_disk = True
+        to_step = min(self.progress.disk, outage.to_step)
+        more = outage.to_step - to_step
+        self._lose(more * self._pace.productive_s, more)
+        outage.to_step, outage.lost_s = to_step, outage.lost_s + more * self._pace.productive_s
+
+    def _on_known(self, turn: int) -> None:
+        if turn == self._turn and self._outage is not None:
+            self._book_down(self.kernel.now_s)
+            self._decide(self._outage)
+
+    def _decide(self, outage: _Outage) -> None:
+        """What policy does with what is left, and how long that takes."""
+        setting, nodes, kernel = self.setting, self.nodes, self.kernel
+        recovery_scenario, target = setting.scenario.recovery, setting.num_gang
+        is_dark = outage.kind is None and outage.reason == "grid"
+        can_reform = recovery_scenario.kind in (Recovery.HOT, Recovery.ELASTIC) and not is_dark
+        smaller = min(nodes.gang + nodes.spare, target) // setting.replica_nodes * setting.replica_nodes
+        decision = recovery.decide(
+            recovery.RecoveryState(
+                fault=self._as_fault(outage),
+                num_workers=target,
+                num_recoveries=self.num_recoveries,
+                num_reformable=min(nodes.gang, target - 1) if can_reform else 0,
+                num_standbys=nodes.spare + (nodes.gang == target),
+                num_possible=nodes.gang + nodes.spare,
+                smaller_sizes=(smaller,) if 0 < smaller < target else (),
+                num_expected=nodes.repair,
+            ),
+            setting.recovery_spec,
+        )
+        outage.action, outage.why = decision.action.value, decision.reason
+        if self.is_logged:
+            self.log.append(("recovery", kernel.now_s, decision.action.value, decision.reason, decision.num_workers))
+        if decision.action is recovery.Action.GIVE_UP:
+            self._give_up(decision.reason)
+            return
+        if decision.action is recovery.Action.WAIT:
+            outage.phase = _WAITING
+            self._turn += 1
+            return
+        nodes.tick(kernel.now_s)
+        nodes.resize(decision.num_workers)
+        self.num_recoveries += 1
+        is_reform = can_reform and decision.action is not recovery.Action.RESTART
+        start_s = self.chance.swap_s() if is_reform else self.chance.start_s()
+        compile_s = 0.0 if is_reform else recovery_scenario.compile.mean_s
+        outage.plan_s = (start_s, setting.restore_disk_s if outage.is_disk else setting.restore_memory_s, compile_s)
+        outage.phase = _RETURNING
+        self._turn += 1
+        kernel.at(kernel.now_s + sum(outage.plan_s), self._on_resumed, self._turn, _BACK)
+
+    def _give_up(self, reason: str) -> None:
+        self.failed = reason
+        self.kernel.clear()
+
+    def _as_fault(self, outage: _Outage) -> recovery.Fault:
+        if outage.kind is None:
+            return recovery.Fault(cause=outage.reason, detail="ordered")
+        each = self.setting.profile.classes[outage.kind]
+        return recovery.Fault(cause=_CAUSES.get(each.effect, "killed"), detail=each.cause, ranks=() if outage.node is None else (outage.node,))
+
+    def _book_down(self, now_s: float) -> None:
+        """Gives the time of the standstill up to now to the part it is in."""
+        outage = self._outage
+        if outage is None or now_s <= self._since_s:
+            return
+        elapsed_s, parts_s, book = now_s - self._since_s, outage.parts_s, self.book
+        self._since_s = now_s
+        if outage.phase is _RETURNING:
+            for line, part, planned_s in zip((_RESTART, _RESTORE, _RECOMPILE), (2, 3, 4), outage.plan_s, strict=True):
+                took_s = min(elapsed_s, planned_s)
+                book[line] += took_s
+                parts_s[part] += took_s
+                elapsed_s -= took_s
+            book[_RESTART] += elapsed_s  # what rounding leaves
+        elif outage.phase is _DETECTING:
+            book[_DETECT] += elapsed_s
+            parts_s[0] += elapsed_s
+        else:
+            saved_s = min(elapsed_s, self.setting.save_s) if outage.phase is _PLANNED else 0.0
+            book[_CHECKPOINT] += saved_s
+            book[_WAIT] += elapsed_s - saved_s
+            parts_s[1] += elapsed_s
+        self._mark(now_s)
+
+    def _on_resumed(self, turn: int) -> None:
+        outage = self._outage
+        if turn != self._turn or outage is None:
+            return
+        now_s = self.kernel.now_s
+        self._book_down(now_s)
+        row = IncidentRow(
+            outage.begun_s, outage.kind, outage.node, outage.action, outage.why, outage.reason, outage.from_step, outage.to_step, outage.lost_s,
+            tuple(outage.parts_s), "disk" if outage.is_disk else "ram",
+        )  # fmt: skip
+        self.incidents.append(row)
+        self._outage = None
+        if self.is_logged:
+            self.log.append(("recovered", now_s, row, self.nodes.gang))
+        self._begin(outage.to_step)
+
+    # Growing and limits
+
+    def _grow(self) -> None:
+        """Nodes are back: a gang that shrank takes them where that pays."""
+        setting, nodes = self.setting, self.nodes
+        size = min(nodes.gang + nodes.spare, setting.num_gang) // setting.replica_nodes * setting.replica_nodes
+        if nodes.gang + nodes.spare >= setting.num_gang:
+            size = setting.num_gang
+        rest_s = self.progress.remaining_s(self.num_steps, self._pace.step_s)
+        if should_grow(num_workers=nodes.gang, num_possible=size, expected_s=min(rest_s, setting.mtbf_s), reform_s=setting.scenario.recovery.swap.mean_s):
+            self._interrupt(None, why="grown")
+
+    def _on_limit(self, limit: Limit | None) -> None:
+        """The site may draw less, or all it needs again."""
+        if limit is not None and limit.is_outage:
+            self._black_out(limit.end_s)
+            return
+        self._speed = 1.0 if limit is None else limit.speed_fraction
+        self._repace()
+
+    def _black_out(self, until_s: float) -> None:
+        """All nodes stand without power until then; copies in memory are gone."""
+        if self._outage is None:
+            self._interrupt(None, until_s=until_s)
+            return
+        self._book_down(self.kernel.now_s)
+        if not self._outage.is_disk:
+            self._lose_copies(self._outage)
+        self._outage.kind, self._outage.reason = None, "grid"
+        self._outage.phase, self._outage.action = _WAITING, ""
+        self._known_at(until_s)
+
+    # What is kept
+
+    def _mark(self, now_s: float) -> None:
+        """The book and the nodes as they were up to now."""
+        if self.is_kept:
+            nodes = self.nodes
+            self.marks.extend(self.book)
+            self.marks.extend((now_s, self.progress.at, nodes.gang, nodes.steps, nodes.spare, nodes.repair, self._speed))
+
+    def _start_span(self, step: float, now_s: float) -> None:
+        if self.is_logged:
+            self._span = (step, now_s, list(self.book), self.progress.num_saves)
+
+    def _tell_steps(self, now_s: float, split: int | None = None) -> None:
+        """Logs the steps since the last such row; a reader cuts them where ``split`` lies among them."""
+        if self.is_logged and self._outage is None:
+            first, begun_s, before, num_saves = self._span
+            spent = tuple(now - then for now, then in zip(self.book, before, strict=True))
+            if any(spent):
+                self.log.append(("steps", begun_s, now_s, first, self.progress.at, split, spent, self.progress.num_saves - num_saves))
+            self._start_span(self.progress.at, now_s)
+
+
+class _Chance:
+    """Durations of recovery, drawn by the hundred."""
+
+    __slots__ = ("_drain", "_evict", "_recovery", "_rng", "_start", "_swap")
+
+    def __init__(self, seed: int, scenario: Any) -> None:
+        self._rng = stream(seed, "recovery")
+        self._recovery = scenario
+        self._swap: list[float] = []
+        self._start: list[float] = []
+        self._drain: list[float] = []
+        self._evict: list[float] = []
+
+    def _next(self, kept: list[float], duration: Any) -> float:
+        if not kept:
+            kept.extend(draw(duration, self._rng, 64).tolist())
+        return kept.pop()
+
+    def swap_s(self) -> float:
+        return self._next(self._swap, self._recovery.swap)
+
+    def start_s(self) -> float:
+        return self._next(self._start, self._recovery.start)
+
+    def drain_s(self) -> float:
+        return self._next(self._drain, self._recovery.drain_repair)
+
+    def evict_s(self) -> float:
+        return self._next(self._evict, self._recovery.evict_detect)
+
+
