@@ -89,7 +89,8 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     try:
         yield tell
     finally:
-        bars.stop()
+        if bars.live.is_started:
+            bars.stop()
 
 
 def _write(ordered: Ordered, simulation: Simulation, runs: Path) -> Run:

@@ -43,7 +43,7 @@ class Point:
     """The varied values, as they were given, in the order of the dims, and what every replica came to."""
 
     values: tuple[str, ...]
-    outcomes: Sequence[Outcome]
+    outcomes: tuple[Outcome, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ OBJECTIVES = {
     "time": Objective(name="time", title="time to train", figure=lambda one: one.time_to_train_s, tell=duration, more_is_better=False),
     "cost": Objective(
         name="cost",
-        title="cost of a million tokens",
+        title="cost of M tokens",
         figure=lambda one: one.usd_per_million_tokens,
         tell=lambda usd: money(usd) if usd >= 10 else f"${usd:.4g}",
         more_is_better=False,
@@ -165,20 +165,26 @@ def _difference(standing: Standing, objective: Objective) -> str:
     return objective.tell(standing.worse) + width
 
 
-def header(dims: Sequence[str], *, several: bool) -> tuple[str, ...]:
-    return (*dims, "goodput", "time to train", "$ a million tokens", "interruptions", *(("against the best",) if several else ()))
+def header(dims: Sequence[str], points: Sequence[Point], objective: Objective) -> tuple[str, ...]:
+    """Of ``cells``."""
+    several = ("9 in 10", "against the best") if len(points[0].outcomes) > 1 else ()
+    return (*dims, objective.title, *several, *(one.title for one in _others(points, objective)), "interruptions")
 
 
-def cells(point: Point, objective: Objective, standing: Standing | None, *, several: bool) -> tuple[str, ...]:
-    """A row of the table of points: medians, and the objective with its spread."""
-    told = []
-    for name in ("goodput", "time", "cost"):
-        one = OBJECTIVES[name]
-        found = summary(point, one)
-        text = "–" if found is None else found.words(one.tell) if name == objective.name else one.tell(found.median)
-        told.append(text.replace(", 9 in 10 within ", " (").replace(" to ", " to ") + (")" if "9 in 10" in text else ""))
+def cells(point: Point, points: Sequence[Point], objective: Objective, standing: Standing | None) -> tuple[str, ...]:
+    """A row of the table of points: medians, and of the objective its spread and how the point stands against the best."""
+    found = summary(point, objective)
+    several: tuple[str, ...] = ()
+    if len(point.outcomes) > 1:
+        several = (f"{objective.tell(found.low)} to {objective.tell(found.high)}" if found else "–", _against(standing, objective))
+    others = (one.tell(mean.median) if (mean := summary(point, one)) else "–" for one in _others(points, objective))
     times = spread([float(one.num_interruptions) for one in point.outcomes])
-    return (*point.values, *told, f"{times.median:,.0f}", *((_against(standing, objective),) if several else ()))
+    return (*point.values, objective.tell(found.median) if found else "–", *several, *others, f"{times.median:,.0f}")
+
+
+def _others(points: Sequence[Point], objective: Objective) -> list[Objective]:
+    """The other objectives, those that any point has a figure of."""
+    return [one for one in OBJECTIVES.values() if one.name != objective.name and any(summary(point, one) for point in points)]
 
 
 def _against(standing: Standing | None, objective: Objective) -> str:

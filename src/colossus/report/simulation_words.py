@@ -25,6 +25,9 @@ _ACRONYMS = {
     "psu": "PSU",
     "pcie": "PCIe",
     "nccl": "NCCL",
+    "sram": "SRAM",
+    "ssd": "SSD",
+    "io": "I/O",
 }
 _EFFECTS = {"crash": "died", "hang": "hung", "slow": "slowed down", "corrupt": "computed wrongly", "planned": "planned stop"}
 STATES = {
