@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NUM_BINS = 480
 
 
-def course_of(job: Job, power: PowerModel, num_bins: int = NUM_BINS) -> Course:
+def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> Course:
     """Every line of the book as a curve between marks, cut into bins. Work that was lost later counts as lost when it was done."""
     rows = np.frombuffer(job.marks, dtype=float).reshape(-1, len(BOOK) + len(MARK))
     book = {cause: rows[:, place] for place, cause in enumerate(BOOK)}
@@ -37,7 +37,7 @@ def course_of(job: Job, power: PowerModel, num_bins: int = NUM_BINS) -> Course:
         NodeState.REPAIR: mean(repair),
     }
     middle_s = (edges_s[1:] + edges_s[:-1]) / 2
-    site_w = power.site_w(middle_s, *nodes.values(), np.maximum(mean(speed), 1e-9))
+    site_w = power.site_w(middle_s, *nodes.values(), np.maximum(mean(speed), 1e-9)) if power else np.zeros(num_bins)
     done = spent[Cause.PRODUCTIVE] / job.setting.workload.step_s
     return Course(
         bin_s=float(bin_s),

@@ -7,10 +7,7 @@ from typing import Any
 
 from colossus.spec.causes import Cause
 from colossus.spec.event import Event
-from colossus.twin.training import BOOK, Job
-
-_PLACE = {cause: place for place, cause in enumerate(BOOK)}
-
+from colossus.twin.training import BOOK, IncidentRow, Job
 
 def events_of(job: Job) -> Iterator[Event]:
     """From ``run_started`` to ``run_ended``; times are since the start."""
@@ -46,3 +43,68 @@ def events_of(job: Job) -> Iterator[Event]:
     status = "done" if job.is_done else "failed" if job.failed else "interrupted"
     payload = {"status": status, "step": int(job.progress.at), "reason": job.failed or ("" if job.is_done else "the horizon was reached")}
     yield Event(time_s=job.wall_s, kind="run_ended", payload=payload)
+
+
+def _attempt(time_s: float, attempt: int, num_workers: int, how: str) -> Event:
+    payload = {"attempt": attempt, "num_workers": num_workers, "how": how, "pids": []}
+    return Event(time_s=time_s, kind="attempt_started", scope={"attempt": attempt}, payload=payload)
+
+
+def _steps(end_s: float, first: int, last: int, spent: list[float], num_saves: int) -> Iterator[Event]:
+    took = dict(zip(BOOK, spent, strict=True))
+    check_s = took[Cause.EVALUATION]
+    payload = {
+        "from_step": first,
+        "to_step": last,
+        "duration_s": sum(spent) - check_s,
+        "productive_s": took[Cause.PRODUCTIVE],
+        "blocked_s": took[Cause.CHECKPOINT],
+        "straggler_s": took[Cause.STRAGGLER],
+        "power_cap_s": took[Cause.POWER_CAP],
+        "fewer_nodes_s": took[Cause.FEWER_NODES],
+        "num_saves": num_saves,
+    }
+    yield Event(time_s=end_s - check_s, kind="steps", payload=payload)
+    if check_s:
+        yield Event(time_s=end_s, kind="evaluation", payload={"step": last, "loss": None, "duration_s": check_s})
+
+
+def _fault(job: Job, began_s: float, known_s: float, name: str, kind: int | None, node: int | None) -> Event:
+    payload: dict[str, Any] = {"cause": name, "rank": node, "detail": "", "detected_s": known_s - began_s}
+    if kind is not None:
+        each = job.setting.profile.classes[kind]
+        payload |= {"component": each.component.value, "detail": each.effect.value, "node": node}
+    return Event(time_s=known_s, kind="fault", payload=payload)
+
+
+def _recovered(attempt: int, resumed_s: float, row: IncidentRow, num_workers: int) -> Iterator[Event]:
+    """The way back, told as workers tell it; the waits lie before it."""
+    detect_s, wait_s, start_s, restore_s, compile_s = row.parts_s
+    began_s = resumed_s - start_s - restore_s - compile_s
+    if wait_s:
+        yield Event(time_s=began_s, kind="waiting", payload={"duration_s": wait_s, "reason": row.reason or row.name})
+    yield _attempt(began_s, attempt, num_workers, "reform" if row.action == "reform" else "start")
+    scope = {"attempt": attempt, "rank": 0}
+    for phase, at_s, took_s in (
+        ("joined", began_s + start_s, start_s),
+        ("restored", began_s + start_s + restore_s, restore_s),
+        ("compiled", resumed_s, compile_s),
+    ):
+        told = {"step": row.to_step, "source": row.source} if phase == "restored" else {}
+        yield Event(time_s=at_s, kind="worker_phase", scope=scope, payload={"phase": phase, "duration_s": took_s, **told})
+    yield Event(
+        time_s=resumed_s,
+        kind="recovered",
+        payload={
+            "from_step": row.from_step,
+            "to_step": row.to_step,
+            "lost_steps": row.from_step - row.to_step,
+            "downtime_s": resumed_s - row.time_s,
+            "detect_s": detect_s,
+            "start_s": start_s,
+            "compile_s": compile_s,
+            "restore_s": restore_s,
+            "first_step_s": 0.0,
+            "compilations": 0,
+        },
+    )

@@ -63,7 +63,7 @@ class _Twin:
     def play(self, replica: int, *, is_kept: bool = False, is_logged: bool = False) -> Job:
         scenario = self.setting.scenario
         seed = scenario.seed + replica
-        limits = self.power.limits(scenario.horizon_s, stream(seed, "grid"))
+        limits = self.power.limits(scenario.horizon_s, stream(seed, "grid")) if self.power else ()
         job = Job(self.setting, seed=seed, limits=limits, is_kept=is_kept, is_logged=is_logged)
         job.run()
         return job
@@ -79,7 +79,11 @@ class _Twin:
         goodput_s = spent.pop(BOOK[0])
         node_s = job.nodes.node_s(setting.machine.num_nodes, wall_s)
         tokens = float(steps * workload.tokens_per_step)
-        bill = self.power.bill(wall_s=wall_s, tokens=tokens, goodput_s=goodput_s, node_s=node_s, stepping_s=job.stepping_s, saving_s=spent[BOOK[1]])
+        bill = (
+            self.power.bill(wall_s=wall_s, tokens=tokens, goodput_s=goodput_s, node_s=node_s, stepping_s=job.stepping_s, saving_s=spent[BOOK[1]])
+            if self.power
+            else None
+        )
         return Tally.model_construct(
             seed=setting.scenario.seed + replica,
             wall_s=wall_s,

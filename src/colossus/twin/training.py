@@ -8,16 +8,15 @@ from math import pi, sin
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 
-from colossus.policy import recovery
+from colossus.policy.recovery import Action
 from colossus.policy.health import is_suspect, should_evict, should_grow
 from colossus.spec.causes import Cause
-from colossus.spec.faults import Effect, Unit
-from colossus.spec.scenario import Recovery
-from colossus.twin.faults import Fault, draw_faults, is_of_job, lemon_nodes
+from colossus.spec.faults import Effect
+from colossus.twin.faults import Fault, draw_faults, lemon_nodes
 from colossus.twin.kernel import Kernel
 from colossus.twin.nodes import GANG, REPAIR, Nodes
 from colossus.twin.progress import Pace, Progress
-from colossus.twin.setting import Setting
+from colossus.twin.setting import GRID, Setting
 from colossus.twin.streams import draw, stream
 
 if TYPE_CHECKING:
@@ -26,18 +25,17 @@ if TYPE_CHECKING:
 # The book's lines. Lost work is told apart at the end of what was once productive.
 BOOK = (
     *(Cause.PRODUCTIVE, Cause.CHECKPOINT, Cause.LOST_WORK, Cause.DETECT, Cause.WAIT_NODES, Cause.RESTART, Cause.RESTORE, Cause.RECOMPILE),
-    *(Cause.STRAGGLER, Cause.FEWER_NODES, Cause.POWER_CAP, Cause.OTHER),
+    *(Cause.STRAGGLER, Cause.FEWER_NODES, Cause.POWER_CAP, Cause.EVALUATION),
 )
-_PRODUCTIVE, _CHECKPOINT, _LOST, _DETECT, _WAIT, _RESTART, _RESTORE, _RECOMPILE, _STRAGGLER, _FEWER, _CAP, _OTHER = range(len(BOOK))
+_PRODUCTIVE, _CHECKPOINT, _LOST, _DETECT, _WAIT, _RESTART, _RESTORE, _RECOMPILE, _STRAGGLER, _FEWER, _CAP, _CHECK = range(len(BOOK))
 # A row of the course: the book, then these.
 MARK = ("time_s", "at", "gang", "steps", "spare", "repair", "speed")
 # A day's course of temperature in steps of so long.
-_DIURNAL_S, _DAY_S = 3 * 3600.0, 86400.0
+_DIURNAL_S, _DAY_S = 6 * 3600.0, 86400.0
 # Events at one time: what comes back goes before what fails, and the end of the job before both.
 _END, _BACK, _LIMIT, _FAULT = 0, 1, 2, 3
 # The parts of a standstill.
 _DETECTING, _WAITING, _PLANNED, _RETURNING = "detecting", "waiting", "planned", "returning"
-_CAUSES = {Effect.HANG: "hung", Effect.CORRUPT: "corrupt", Effect.PLANNED: "planned"}
 
 
 class IncidentRow(NamedTuple):
@@ -86,6 +84,7 @@ class Job:
         self.lemons = set(lemon_nodes(setting.profile, grounds, seed=seed).tolist())
         self.chance = _Chance(seed, scenario.recovery)
         self.num_steps = setting.workload.num_steps
+        self._horizon_s = scenario.horizon_s
         self.num_faults = [0] * len(setting.profile.classes)
         self.num_interruptions: dict[str, int] = {}
         self.lost_steps = 0
@@ -101,14 +100,14 @@ class Job:
         self._turn = 0
         self._since_s = 0.0
         self._diurnal = 0.0
+        self._idle = setting.profile.idle_fraction
         self._speed = 1.0
-        self._paces: dict[tuple[int, float, float, float], Pace] = {}
         self._pace = self._pace_now()
         self.is_kept, self.is_logged = is_kept, is_logged
         self.log: list[tuple[Any, ...]] = []
         self.marks = array("d")
         self.rewinds: list[tuple[float, float]] = []
-        self._span: tuple[float, float, list[float], int] = (0.0, 0.0, [], 0)
+        self._span = Span(0.0, 0, [], 0)
 
     def run(self) -> None:
         setting, kernel = self.setting, self.kernel
@@ -128,7 +127,7 @@ class Job:
             self._close(end_s)
             self._book_down(end_s)
             self._mark(end_s)
-            self._tell_steps(end_s)
+            self._tell_steps()
         self.nodes.tick(self.wall_s)
 
     @property
@@ -152,8 +151,11 @@ class Job:
 
     def _schedule_end(self) -> None:
         self._turn += 1
-        end_s = self.kernel.now_s + self.progress.remaining_s(self.num_steps, self._pace.step_s)
-        if end_s <= self.setting.scenario.horizon_s:
+        now_s = self.kernel.now_s
+        if now_s + (self.num_steps - self.progress.at) * self._pace.step_s > self._horizon_s:
+            return
+        end_s = now_s + self.progress.remaining_s(self.num_steps, self._pace.step_s)
+        if end_s <= self._horizon_s:
             self.kernel.at(end_s, self._on_end, self._turn, _END)
 
     def _on_end(self, turn: int) -> None:
@@ -163,7 +165,7 @@ class Job:
         self._finish_exactly()
         self.is_done = True
         self._mark(self.kernel.now_s)
-        self._tell_steps(self.kernel.now_s)
+        self._tell_steps()
         self.kernel.clear()
 
     def _finish_exactly(self) -> None:
@@ -183,19 +185,12 @@ class Job:
             book[_STRAGGLER] += done * pace.straggler_s
             book[_FEWER] += done * pace.fewer_s
             book[_CAP] += done * pace.cap_s
-            book[_OTHER] += done * pace.check_s
+            book[_CHECK] += done * pace.check_s
             self.stepping_s += elapsed_s - blocked_s
             self._since_s = now_s
 
     def _pace_now(self) -> Pace:
-        slowest = max(self._slow.values()) if self._slow else 0.0
-        key = (self.nodes.gang, slowest, self._diurnal, self._speed)
-        pace = self._paces.get(key)
-        if pace is None:
-            num_gang, slowdown, diurnal, speed = key
-            pace = self.setting.pace(num_gang=max(num_gang, 1), slowdown_fraction=slowdown, diurnal_fraction=diurnal, speed_fraction=speed)
-            self._paces[key] = pace
-        return pace
+        return self.setting.pace(self.nodes.gang, max(self._slow.values()) if self._slow else 0.0, self._diurnal, self._speed)
 
     def _repace(self) -> None:
         """The step takes another time from now on."""
@@ -220,30 +215,29 @@ class Job:
         fault = faults[place]
         if place + 1 < len(faults):
             self.kernel.at(faults[place + 1].time_s, self._on_fault, place + 1, _FAULT)
-        each = setting.profile.classes[fault.kind]
-        if is_of_job(each):
+        kind = setting.kinds[fault.kind]
+        if kind.is_of_job:
             if self._outage is None:  # a job that does not run has no bugs, and needs no stop
                 self.num_faults[fault.kind] += 1
                 self._interrupt(fault)
             return
-        is_gang = self.nodes.place[fault.node] == GANG
-        if self.nodes.place[fault.node] == REPAIR or (fault.is_lemons and fault.node not in self.lemons):
+        place_of_node = self.nodes.place[fault.node]
+        if place_of_node == REPAIR or (fault.is_lemons and fault.node not in self.lemons):
             return
-        idle = setting.profile.idle_fraction
-        if idle < 1 and fault.luck >= idle and not (is_gang and self._outage is None):
+        is_gang = place_of_node == GANG
+        if self._idle < 1 and fault.luck >= self._idle and not (is_gang and self._outage is None):
             return
         self.num_faults[fault.kind] += 1
-        if each.effect is Effect.SLOW:
+        if kind.effect is Effect.SLOW:
             self._slow_down(fault, is_gang)
-        elif each.effect is Effect.CORRUPT:
+        elif kind.effect is Effect.CORRUPT:
             self._corrupts(fault, is_gang)
-        elif self._take_down(fault, each.takes):
+        elif self._take_down(fault, kind.group):
             self._interrupt(fault)
 
-    def _take_down(self, fault: Fault, takes: Unit) -> bool:
-        """Nodes go into repair; whether the gang lost any."""
+    def _take_down(self, fault: Fault, size: int) -> bool:
+        """A group of nodes goes into repair; whether the gang lost any."""
         self.nodes.tick(self.kernel.now_s)
-        size = self.setting.grounds.group(takes)
         if size <= 1:
             return self._fail(fault.node, fault)
         first = fault.node // size * size
@@ -275,7 +269,7 @@ class Job:
         if is_mended:
             self.lemons.discard(node)
         outage = self._outage
-        if outage is not None and outage.phase is _WAITING and outage.action == recovery.Action.WAIT.value:
+        if outage is not None and outage.phase is _WAITING and outage.action == Action.WAIT.value:
             self._book_down(self.kernel.now_s)
             self._decide(outage)
         elif outage is None and self.nodes.gang < self.setting.num_gang:
@@ -283,17 +277,16 @@ class Job:
 
     def _slow_down(self, fault: Fault, is_gang: bool) -> None:
         """A chip is slower until it is repaired, or swapped out."""
-        each = self.setting.profile.classes[fault.kind]
+        kind = self.setting.kinds[fault.kind]
         if not is_gang:
-            self._take_down(fault, each.takes)
+            self._take_down(fault, kind.group)
             return
-        self._slow[fault.node] = max(each.slowdown_fraction, self._slow.get(fault.node, 0.0))
+        self._slow[fault.node] = max(kind.slowdown_fraction, self._slow.get(fault.node, 0.0))
         self._repace()
-        lasts_s = (each.repair or self.setting.profile.repair).mean_s
         self.kernel.at(self.kernel.now_s + fault.repair_s, self._on_fast, fault.node, _BACK)
         scenario = self.setting.scenario.recovery
-        swap_s = scenario.swap.mean_s if scenario.kind in (Recovery.HOT, Recovery.ELASTIC) else scenario.start.mean_s + scenario.compile.mean_s
-        if scenario.evict_slow and should_evict(slowdown_fraction=each.slowdown_fraction, expected_s=lasts_s, swap_s=swap_s):
+        swap_s = scenario.swap.mean_s if self.setting.reforms else scenario.start.mean_s + scenario.compile.mean_s
+        if scenario.evict_slow and should_evict(slowdown_fraction=kind.slowdown_fraction, expected_s=kind.mean_repair_s, swap_s=swap_s):
             self.kernel.at(self.kernel.now_s + self.chance.evict_s(), self._on_evict, fault, _FAULT)
 
     def _on_fast(self, node: int) -> None:
@@ -315,7 +308,7 @@ class Job:
         self._close(now_s)
         clean = self.progress.committed(now_s)
         self._corrupt.append((now_s, clean, fault))
-        self._tell_steps(now_s, split=clean)
+        self._tell_steps(clean, is_end=False)
         every_s = self.setting.scenario.recovery.sdc_check_interval_s
         found_s = fault.detect_s if every_s is None else min(fault.detect_s, fault.luck * every_s)
         self.kernel.at(now_s + found_s, self._on_corruption, fault, _FAULT)
@@ -341,15 +334,15 @@ class Job:
             return
         now_s, setting, progress = self.kernel.now_s, self.setting, self.progress
         self._close(now_s)
-        each = setting.profile.classes[fault.kind] if fault is not None else None
-        is_planned = each is not None and each.effect is Effect.PLANNED
+        kind = setting.kinds[fault.kind] if fault is not None else None
+        is_planned = kind is not None and kind.effect is Effect.PLANNED
         is_ordered = why is not None and until_s is None
-        is_disk = setting.memory_steps is None or until_s is not None or (fault is not None and not is_ordered and setting.needs_disk[fault.kind])
+        is_disk = setting.memory_steps is None or until_s is not None or (kind is not None and not is_ordered and kind.needs_disk)
         to_step = self._step_to_restore(is_whole=is_planned or is_ordered, is_disk=is_disk, clean=clean)
         lost = progress.at - to_step
         lost_s = lost * self._pace.productive_s
         self._corrupt = [row for row in self._corrupt if row[1] < to_step]
-        self._tell_steps(now_s, split=to_step)
+        self._tell_steps(to_step)
         self._mark(now_s)
         if self.is_kept and lost > 0:
             self.rewinds.append((clean[0] if clean else max(0.0, now_s - lost * self._pace.step_s - self._blocked_within(lost)), now_s))
@@ -357,7 +350,7 @@ class Job:
         self.num_disk_losses += is_disk and not (is_planned or is_ordered)
         if clean is not None:
             progress.disk = to_step
-        name = why or (each.cause if each is not None else "grid")
+        name = why or (kind.cause if kind is not None else GRID)
         self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
         outage = self._outage = _Outage(now_s, fault.kind if fault and not is_ordered else None, self._node_of(fault), int(progress.at), to_step, lost_s, is_disk)
         outage.reason = name
@@ -397,18 +390,17 @@ class Job:
         return self.setting.blocked_s * int(lost // self.progress.interval) if self.progress.interval else 0.0
 
     def _node_of(self, fault: Fault | None) -> int | None:
-        if fault is None or is_of_job(self.setting.profile.classes[fault.kind]):
-            return None
-        return fault.node
+        return None if fault is None or self.setting.kinds[fault.kind].is_of_job else fault.node
 
     def _again(self, fault: Fault) -> None:
         """Another fault while the gang is on its way back: from detection on, all over."""
         now_s, outage, setting = self.kernel.now_s, self._outage, self.setting
         assert outage is not None
         self._book_down(now_s)
-        if setting.needs_disk[fault.kind] and not outage.is_disk:
+        kind = setting.kinds[fault.kind]
+        if kind.needs_disk and not outage.is_disk:
             self._lose_copies(outage)
-        name = setting.profile.classes[fault.kind].cause
+        name = kind.cause
         self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
         outage.phase = _DETECTING
         self._known_at(now_s + fault.detect_s)
@@ -431,39 +423,23 @@ class Job:
     def _decide(self, outage: _Outage) -> None:
         """What policy does with what is left, and how long that takes."""
         setting, nodes, kernel = self.setting, self.nodes, self.kernel
-        recovery_scenario, target = setting.scenario.recovery, setting.num_gang
-        is_dark = outage.kind is None and outage.reason == "grid"
-        can_reform = recovery_scenario.kind in (Recovery.HOT, Recovery.ELASTIC) and not is_dark
-        smaller = min(nodes.gang + nodes.spare, target) // setting.replica_nodes * setting.replica_nodes
-        decision = recovery.decide(
-            recovery.RecoveryState(
-                fault=self._as_fault(outage),
-                num_workers=target,
-                num_recoveries=self.num_recoveries,
-                num_reformable=min(nodes.gang, target - 1) if can_reform else 0,
-                num_standbys=nodes.spare + (nodes.gang == target),
-                num_possible=nodes.gang + nodes.spare,
-                smaller_sizes=(smaller,) if 0 < smaller < target else (),
-                num_expected=nodes.repair,
-            ),
-            setting.recovery_spec,
-        )
+        decision = setting.decide(outage.kind, outage.reason, num_gang=nodes.gang, num_spares=nodes.spare, num_repair=nodes.repair)
         outage.action, outage.why = decision.action.value, decision.reason
         if self.is_logged:
             self.log.append(("recovery", kernel.now_s, decision.action.value, decision.reason, decision.num_workers))
-        if decision.action is recovery.Action.GIVE_UP:
+        if decision.action is Action.GIVE_UP:
             self._give_up(decision.reason)
             return
-        if decision.action is recovery.Action.WAIT:
+        if decision.action is Action.WAIT:
             outage.phase = _WAITING
             self._turn += 1
             return
         nodes.tick(kernel.now_s)
         nodes.resize(decision.num_workers)
         self.num_recoveries += 1
-        is_reform = can_reform and decision.action is not recovery.Action.RESTART
+        is_reform = setting.reforms and decision.action is not Action.RESTART
         start_s = self.chance.swap_s() if is_reform else self.chance.start_s()
-        compile_s = 0.0 if is_reform else recovery_scenario.compile.mean_s
+        compile_s = 0.0 if is_reform else setting.scenario.recovery.compile.mean_s
         outage.plan_s = (start_s, setting.restore_disk_s if outage.is_disk else setting.restore_memory_s, compile_s)
         outage.phase = _RETURNING
         self._turn += 1
@@ -472,12 +448,6 @@ class Job:
     def _give_up(self, reason: str) -> None:
         self.failed = reason
         self.kernel.clear()
-
-    def _as_fault(self, outage: _Outage) -> recovery.Fault:
-        if outage.kind is None:
-            return recovery.Fault(cause=outage.reason, detail="ordered")
-        each = self.setting.profile.classes[outage.kind]
-        return recovery.Fault(cause=_CAUSES.get(each.effect, "killed"), detail=each.cause, ranks=() if outage.node is None else (outage.node,))
 
     def _book_down(self, now_s: float) -> None:
         """Gives the time of the standstill up to now to the part it is in."""
@@ -547,7 +517,7 @@ class Job:
         self._book_down(self.kernel.now_s)
         if not self._outage.is_disk:
             self._lose_copies(self._outage)
-        self._outage.kind, self._outage.reason = None, "grid"
+        self._outage.kind, self._outage.reason = None, GRID
         self._outage.phase, self._outage.action = _WAITING, ""
         self._known_at(until_s)
 
@@ -562,16 +532,34 @@ class Job:
 
     def _start_span(self, step: float, now_s: float) -> None:
         if self.is_logged:
-            self._span = (step, now_s, list(self.book), self.progress.num_saves)
+            self._span = Span(now_s, step, list(self.book), self.progress.num_saves)
 
-    def _tell_steps(self, now_s: float, split: int | None = None) -> None:
-        """Logs the steps since the last such row; a reader cuts them where ``split`` lies among them."""
-        if self.is_logged and self._outage is None:
-            first, begun_s, before, num_saves = self._span
-            spent = tuple(now - then for now, then in zip(self.book, before, strict=True))
-            if any(spent):
-                self.log.append(("steps", begun_s, now_s, first, self.progress.at, split, spent, self.progress.num_saves - num_saves))
-            self._start_span(self.progress.at, now_s)
+    def _tell_steps(self, split: int | None = None, *, is_end: bool = True) -> None:
+        """Logs the whole steps since the last such row: up to ``split`` where it lies among them, and after it, unless the span goes on (not ``is_end``).
+
+        Linear in steps: what they took is spread evenly over a span.
+        """
+        if not self.is_logged or self._outage is not None:
+            return
+        at = self.progress.at
+        cuts = [cut for cut in (split, int(at) if is_end else None) if cut is not None and self._span.step < cut <= at]
+        for cut in sorted(set(cuts)):
+            span = self._span
+            share = (cut - span.step) / (at - span.step)
+            spent = [share * (now - then) for now, then in zip(self.book, span.book, strict=True)]
+            saves = round(share * (self.progress.num_saves - span.num_saves))
+            end_s = span.begun_s + sum(spent)
+            self.log.append(("steps", end_s, int(span.step), cut, spent, saves))
+            self._span = Span(end_s, cut, [then + part for then, part in zip(span.book, spent, strict=True)], span.num_saves + saves)
+
+
+class Span(NamedTuple):
+    """Where steps began that are not logged yet: when, at which step, with what in the book and how many saves."""
+
+    begun_s: float
+    step: float
+    book: list[float]
+    num_saves: int
 
 
 class _Chance:

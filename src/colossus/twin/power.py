@@ -1,0 +1,4 @@
+class PowerModel:
+    @classmethod
+    def of(cls,*a): return None
+class Limit: pass
