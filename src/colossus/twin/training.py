@@ -391,7 +391,7 @@ class Job:
         """So many steps were done for nothing."""
         pace = self._pace
         if self.is_logged:
-            self._tell_steps(outage.to_step)
+            self._tell_steps(outage.to_step, self.progress.disk)
         if self.is_kept:
             self._mark(now_s)
             since_s = clean[0] if clean else now_s - lost * pace.step_s - self._blocked_within(lost)
@@ -588,15 +588,15 @@ class Job:
             self.marks.extend(self.book)
             self.marks.extend((now_s, self._speed))
 
-    def _tell_steps(self, split: int | None = None, *, is_end: bool = True) -> None:
-        """Logs the whole steps since the last such row: up to ``split`` where it lies among them, and after it, unless the span goes on (not ``is_end``).
+    def _tell_steps(self, *splits: int, is_end: bool = True) -> None:
+        """Logs the whole steps since the last such row: up to each of ``splits`` that lies among them, and after it, unless the span goes on (not ``is_end``).
 
         Linear in steps: what they took is spread evenly over a span.
         """
         if not self.is_logged or self._outage is not None:
             return
         at = self.progress.at
-        cuts = [cut for cut in (split, int(at) if is_end else None) if cut is not None and self._span.step < cut <= at]
+        cuts = [cut for cut in (*splits, *((int(at),) if is_end else ())) if self._span.step < cut <= at]
         for cut in sorted(set(cuts)):
             span = self._span
             share = (cut - span.step) / (at - span.step)
