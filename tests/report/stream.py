@@ -149,6 +149,7 @@ _EXAMPLES: dict[str, Any] = {
     "applied": True,
     "cached": False,
     "cause": "exited (1)",
+    "component": "hbm",
     "detail": "",
     "how": "start",
     "layout": {"dp": 2},

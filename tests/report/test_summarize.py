@@ -199,3 +199,50 @@ def test_torn_lines_harm_no_other(tmp_path: Any) -> None:
         file.write('{"time_s":179000')
     append_events(run.events, events[20:])
     assert summarize_run(run) == summarize(events)
+
+
+def span(at_s: float, first: int, last: int, *, duration_s: float, **parts_s: float) -> Event:
+    """Steps after ``first`` up to ``last``; what no part names is productive."""
+    parts = {"blocked_s": 0.0, "straggler_s": 0.0, "power_cap_s": 0.0, "fewer_nodes_s": 0.0} | parts_s
+    productive_s = duration_s - sum(parts.values())
+    return event(at_s, "steps", from_step=first, to_step=last, duration_s=duration_s, productive_s=productive_s, num_saves=0, **parts)
+
+
+def test_every_part_of_a_span_of_steps_has_its_cause() -> None:
+    one = span(101, 0, 10, duration_s=100, blocked_s=4, straggler_s=8, power_cap_s=16, fewer_nodes_s=32)
+    report = summarize([started(0, tokens_per_step=7), event(1, "waiting", duration_s=0.5, reason="a node"), one])
+    causes = (Cause.CHECKPOINT, Cause.STRAGGLER, Cause.POWER_CAP, Cause.FEWER_NODES, Cause.WAIT_NODES, Cause.INIT_START)
+    assert [report.badput_s[cause] for cause in causes] == [4, 8, 16, 32, 0.5, 0.5]
+    assert (report.goodput_s, report.steps, report.tokens, report.median_step_s) == (40, 10, 70, 10)
+    assert sum(report.timeline.steps_per_s) * report.timeline.bin_s == pytest.approx(10, rel=1e-3)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 6, 10])
+def test_a_rewind_cuts_the_span_that_it_falls_into(kept: int) -> None:
+    events = [started(0, tokens_per_step=7), span(60, 0, 6, duration_s=60), span(100, 6, 10, duration_s=40), fault(102, detected_s=2.0)]
+    back = event(110, "worker_phase", phase="restored", duration_s=1.0, step=kept, source="disk")
+    report = summarize([*events, back, span(120 + 10 * (10 - kept), kept, 10, duration_s=10 * (10 - kept) or 1)][: 6 if kept < 10 else 5])
+    assert (report.steps, report.tokens, report.goodput_s, report.replayed_steps) == (10, 70, 100, 10 - kept)
+    assert (report.badput_s[Cause.LOST_WORK], report.badput_s[Cause.DETECT]) == (10 * (10 - kept), 2)
+    assert report.incidents[0].lost_steps == 10 - kept and report.incidents[0].lost_s == 10 * (10 - kept)
+
+
+def test_single_steps_and_spans_of_them_come_to_the_same() -> None:
+    alone = [step(10 * number, number, duration_s=10.0) for number in range(1, 11)]
+    one, many = summarize([started(0), span(100, 0, 10, duration_s=100)]), summarize([started(0), *alone])
+    same = ("wall_s", "goodput_s", "badput_s", "steps", "median_step_s")
+    assert [getattr(one, name) for name in same] == [getattr(many, name) for name in same]
+    assert one.timeline.steps_per_s == many.timeline.steps_per_s
+
+
+def test_waiting_for_nodes_is_a_part_of_the_downtime() -> None:
+    wait = event(12, "waiting", duration_s=5.0, reason="no spare left")
+    report = summarize([started(0), step(1, 1), fault(3, detected_s=2.0), phase(5, "joined"), wait, phase(13, "restored", step=1, source="disk"), step(14, 2)])
+    incident = report.incidents[0]
+    assert (incident.wait_s, incident.downtime_s, report.badput_s[Cause.WAIT_NODES]) == (5, 12, 5)
+
+
+def test_a_simulated_fault_names_its_node_and_component() -> None:
+    told = event(2, "fault", cause="hbm", detail="", detected_s=0.5, node=7, component="hbm")
+    record = summarize([started(0), step(1, 1), told]).incidents[0].root
+    assert (record.node, record.component) == (7, "hbm")

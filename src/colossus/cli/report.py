@@ -17,4 +17,4 @@ def command(folder: Path, as_json: bool) -> None:
     from colossus.cli.show import show_report
     from colossus.spec.run import open_run
 
-    show_report(open_run(folder), as_json=as_json)
+    show_report(open_run(folder, or_simulation=True), as_json=as_json)

@@ -1,7 +1,8 @@
 """What to do when workers of a gang die or hang: the recovery ladder.
 
 From cheap to dear: reform (survivors stay, a standby takes the dead rank) -> restart (all new) -> shrink (fewer
-workers) -> give up. A rung is left when it brought no progress, that is no optimizer step beyond the furthest so far.
+workers) -> wait (for workers known to come back) -> give up. A rung is left when it brought no progress, that is no
+optimizer step beyond the furthest so far.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Action(StrEnum):
     REFORM = "reform"
     RESTART = "restart"
     SHRINK = "shrink"
+    WAIT = "wait"
     GIVE_UP = "give_up"
 
 
@@ -46,7 +48,7 @@ class RecoveryState:
     this gang size after which no new step was done. ``num_same_rank``: faults in a row, without progress, of the same
     single rank, this one included. ``num_reformable``: survivors that wait and can take new peers in process.
     ``num_possible``: workers that the engine can provide at all (None: no limit known). ``smaller_sizes``: worker
-    counts below ``num_workers`` for which a layout fits.
+    counts below ``num_workers`` for which a layout fits. ``num_expected``: workers in repair that will come back.
     """
 
     fault: Fault
@@ -58,6 +60,7 @@ class RecoveryState:
     num_standbys: int = 0
     num_possible: int | None = None
     smaller_sizes: tuple[int, ...] = field(default=())
+    num_expected: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +122,11 @@ def _no_progress(state: RecoveryState, spec: RecoverySpec) -> Decision:
 
 
 def _shrink(state: RecoveryState, spec: RecoverySpec, why: str, *, most: int) -> Decision:
+    sizes = [size for size in state.smaller_sizes if 0 < size <= most and size < state.num_workers]
+    if state.num_expected and not (spec.allow_fewer_workers and sizes):
+        return Decision(action=Action.WAIT, num_workers=state.num_workers, reason=f"{_named(state.fault)}; {why}; {state.num_expected} in repair will be back")
     if not spec.allow_fewer_workers:
         return _give_up(state, why, "recovery.allow_fewer_workers is false: free a worker's place, or set it true")
-    sizes = [size for size in state.smaller_sizes if 0 < size <= most and size < state.num_workers]
     if not sizes:
         return _give_up(state, why, f"no layout fits {most} or fewer workers: free a worker's place, or give a batch that more counts divide")
     reason = f"{_named(state.fault)}; {why}; {max(sizes)} is the largest smaller gang that fits"

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from enum import Enum
 
-from colossus.spec.causes import Cause
 from colossus.report.ledger import MICRO, Ledger
-from colossus.spec.event import Event
+from colossus.spec.causes import Cause
+from colossus.spec.event import KINDS, Event
 
 
 class State(Enum):
@@ -31,9 +31,18 @@ _PHASES = {
 }
 
 
+# Parts of a span of steps that bring no progress, in the order in which they are placed.
+_WAITS = {"straggler_s": Cause.STRAGGLER, "power_cap_s": Cause.POWER_CAP, "fewer_nodes_s": Cause.FEWER_NODES}
+
+
 def micros(seconds: object) -> int:
     """Whole microseconds of a payload's duration; 0 for what is absent, negative or no number."""
     return max(0, round(seconds * MICRO)) if isinstance(seconds, int | float) else 0
+
+
+def steps_in(payload: dict) -> int:
+    """How many steps a span holds; one where its writer says nonsense."""
+    return max(1, int(payload["to_step"]) - int(payload["from_step"]))
 
 
 class Accountant:
@@ -49,6 +58,7 @@ class Accountant:
         self._told_us = 0
         self._step_us = 0
         self._end_us = 0
+        self._handlers = {kind: getattr(self, f"_{kind}", None) for kind in KINDS}
 
     @property
     def stepping(self) -> bool:
@@ -56,7 +66,7 @@ class Accountant:
 
     def see(self, event: Event, at_us: int) -> None:
         self._end_us = max(self._end_us, at_us)
-        handler = getattr(self, f"_{event.kind}", None)
+        handler = self._handlers.get(event.kind)
         if handler is not None:
             handler(event.payload, at_us)
 
@@ -73,6 +83,15 @@ class Accountant:
         self._injected_us = self._saved_us = None
 
     def _step(self, payload: dict, at_us: int) -> None:
+        cause = Cause.PRODUCTIVE if payload["applied"] else Cause.BAD_STEPS
+        self._work(payload, at_us, {Cause.DATA_WAIT: micros(payload["data_s"])}, cause, step=int(payload["step"]))
+
+    def _steps(self, payload: dict, at_us: int) -> None:
+        waits_us = {cause: micros(payload[name]) for name, cause in _WAITS.items()}
+        self._work(payload, at_us, waits_us, Cause.PRODUCTIVE, step=int(payload["to_step"]), num_steps=steps_in(payload))
+
+    def _work(self, payload: dict, at_us: int, waits_us: dict[Cause, int], cause: Cause, *, step: int, num_steps: int = 1) -> None:
+        """Places steps that end now: their waits, the time blocked by checkpoints, and the rest as ``cause``."""
         start_us = at_us - micros(payload["duration_s"])
         if self._fault_us and start_us <= self._fault_us[0]:
             self._fault_us = None
@@ -81,16 +100,18 @@ class Accountant:
         self.ledger.fill(start_us, _BACKGROUND[self.state])
         blocked_us = inside_us + max(0, micros(payload["blocked_s"]) - self._told_us)
         self._told_us = 0
-        data_end_us = min(at_us, self.ledger.now_us + micros(payload["data_s"]))
-        self.ledger.fill(data_end_us, Cause.DATA_WAIT)
-        self.ledger.fill(min(at_us, self.ledger.now_us + blocked_us), Cause.CHECKPOINT)
-        self.ledger.fill(at_us, Cause.PRODUCTIVE if payload["applied"] else Cause.BAD_STEPS, int(payload["step"]))
+        for wait, wait_us in (*waits_us.items(), (Cause.CHECKPOINT, blocked_us)):
+            self.ledger.fill(min(at_us, self.ledger.now_us + wait_us), wait)
+        self.ledger.fill(at_us, cause, step, num_steps=num_steps)
         self.state = State.STEPPING
-        self._step_us = at_us - start_us
+        self._step_us = (at_us - start_us) // num_steps
         self._injected_us = self._saved_us = None
 
     def _evaluation(self, payload: dict, at_us: int) -> None:
         self._claim(at_us - micros(payload["duration_s"]), at_us, Cause.EVALUATION)
+
+    def _waiting(self, payload: dict, at_us: int) -> None:
+        self._claim(at_us - micros(payload["duration_s"]), at_us, Cause.WAIT_NODES)
 
     def _data_ready(self, payload: dict, at_us: int) -> None:
         self._claim(at_us - micros(payload["duration_s"]), at_us, Cause.INIT_DATA)
@@ -160,6 +181,8 @@ class Accountant:
             self._place_blocked(struck_us, Cause.LOST_WORK)
             self.ledger.fill(struck_us, Cause.LOST_WORK)
             self.ledger.fill(detected_us, Cause.DETECT)
+        if not self._blocked_us:
+            return 0
         later = [(begin, end) for begin, end in self._blocked_us if inside and begin >= start_us]
         self._place_blocked(start_us if inside else None, _BACKGROUND[self.state])
         self._blocked_us = []

@@ -27,6 +27,12 @@ class Checkpoints:
         else:
             self._blocked_s[payload["step"]] = payload["blocked_s"]
 
+    def spanned(self, payload: dict[str, Any]) -> None:
+        """A span of steps tells of its own saves by their number alone."""
+        self._num_in_ram += payload["num_saves"]
+        if payload["num_saves"]:
+            self._total_blocked_s += payload["blocked_s"]
+
     def saved(self, payload: dict[str, Any], *, time_s: float) -> None:
         self._saved.append((int(payload["step"]), time_s, payload["duration_s"], payload["size_bytes"]))
         blocked_s = self._blocked_s.pop(payload["step"], None)

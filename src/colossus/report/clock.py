@@ -16,9 +16,10 @@ def in_time_order(events: Iterable[Event]) -> Iterator[Event]:
     """Sorted by time within a bounded window, ties in the order given: constant memory for any length."""
     heap: list[tuple[float, int, Event]] = []
     for sequence, event in enumerate(events):
-        heapq.heappush(heap, (event.time_s, sequence, event))
-        if len(heap) > _REORDER_WINDOW:
-            yield heapq.heappop(heap)[2]
+        if sequence < _REORDER_WINDOW:
+            heapq.heappush(heap, (event.time_s, sequence, event))
+        else:
+            yield heapq.heappushpop(heap, (event.time_s, sequence, event))[2]
     while heap:
         yield heapq.heappop(heap)[2]
 

@@ -10,8 +10,8 @@ from html import escape
 from importlib.resources import files
 
 from colossus.report import charts, svg, words
-from colossus.spec.causes import MEANINGS
 from colossus.report.record import Report
+from colossus.spec.causes import MEANINGS
 from colossus.spec.errors import ColossusError
 from colossus.spec.machine import Figure, Machine
 from colossus.spec.run import Run
@@ -26,8 +26,10 @@ def page(report: Report, run: Run | None = None) -> str:
     sections = [
         _head(report),
         _cards(report),
-        _chart_section("Loss", charts.loss_chart(report), "loss") if report.loss.steps else "",
-        _chart_section("Speed", charts.speed_chart(report), "speed") if report.loss.steps else "",
+        _chart_section("Loss", charts.loss_chart(report), "loss")
+        if report.final_loss is not None or any(value is not None for value in report.loss.values)
+        else "",
+        _chart_section("Speed", charts.speed_chart(report), "speed") if report.steps else "",
         _time_section(report),
         _planned_section(report),
         _faults_section(report),
@@ -37,7 +39,7 @@ def page(report: Report, run: Run | None = None) -> str:
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>\n{_asset("page.svg.css")}{_asset("page.css")}</style></head>\n'
+        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>\n{_asset("page.svg.css")}{_asset("page.causes.css")}{_asset("page.css")}</style></head>\n'
         f'<body><main>\n{chr(10).join(filter(None, sections))}\n</main><div id="tip" aria-hidden="true"></div><script>\n{_asset("page.js")}</script></body></html>\n'
     )
 

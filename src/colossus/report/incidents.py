@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from colossus.spec.causes import Cause
 from colossus.report.ledger import MICRO, Ledger
 from colossus.report.record import FaultRecord, Incident
+from colossus.spec.causes import Cause
 
-_PARTS = {"detect_s": Cause.DETECT, "start_s": Cause.RESTART, "restore_s": Cause.RESTORE, "compile_s": Cause.RECOMPILE}
+_PARTS = {"detect_s": Cause.DETECT, "start_s": Cause.RESTART, "restore_s": Cause.RESTORE, "compile_s": Cause.RECOMPILE, "wait_s": Cause.WAIT_NODES}
 
 
 class Incidents:
@@ -43,6 +43,8 @@ class Incidents:
             detail=str(payload["detail"]),
             detected_s=payload["detected_s"],
             injected=injected,
+            node=payload.get("node"),
+            component=payload.get("component"),
         )
         if not self._open:
             row = {"time_s": time_s, "faults": [], "actions": [], "from_step": step, "idle_since_s": idle_since_s, "given_us": given_us}
@@ -92,10 +94,12 @@ class Incidents:
             row = self._untold.pop()
             self._untold.clear()
             for name in (*_PARTS, "compilations", "downtime_s", "first_step_s"):
-                row.setdefault(name, payload[name])
+                if name in payload:
+                    row.setdefault(name, payload[name])
 
     def _parts(self, before_us: dict[str, int]) -> dict[str, float]:
-        return {name: (after_us - before_us[name]) / MICRO for name, after_us in self.given_us().items()}
+        parts_s = {name: (after_us - before_us[name]) / MICRO for name, after_us in self.given_us().items()}
+        return {name: seconds for name, seconds in parts_s.items() if seconds or name != "wait_s"}
 
     def close_session(self) -> None:
         self._open = False

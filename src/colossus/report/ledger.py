@@ -17,16 +17,17 @@ _NO_STEP = -1
 
 
 class Ledger:
-    """Spans that follow one another from 0 to ``now_us``; a span of step work names its step."""
+    """Spans that follow one another from 0 to ``now_us``; a span of step work names its last step, and how many steps it holds."""
 
     def __init__(self) -> None:
         self._ends_us = array("q")
         self._codes = bytearray()
         self._steps = array("q")
+        self._counts = array("q")
         self.now_us = 0
         self._given_us = [0] * len(CAUSES)
 
-    def fill(self, until_us: int, cause: Cause, step: int = _NO_STEP) -> None:
+    def fill(self, until_us: int, cause: Cause, step: int = _NO_STEP, *, num_steps: int = 1) -> None:
         """Gives what is not yet given, up to ``until_us``, to ``cause``; nothing when that has passed."""
         if until_us <= self.now_us:
             return
@@ -34,16 +35,31 @@ class Ledger:
         self._ends_us.append(until_us)
         self._codes.append(_CODE[cause])
         self._steps.append(step)
+        self._counts.append(num_steps)
         self.now_us = until_us
 
     def rewind(self, to_step: int) -> None:
-        """Turns productive time of the steps after ``to_step`` into lost work: they will be done again."""
+        """Turns productive time of the steps after ``to_step`` into lost work: they will be done again. A span around ``to_step`` is cut."""
         for index in range(len(self._codes) - 1, -1, -1):
             if self._codes[index] != _PRODUCTIVE:
                 continue
             if self._steps[index] <= to_step:
                 return
             self._codes[index] = _LOST
+            kept = to_step - (self._steps[index] - self._counts[index])
+            if kept > 0:
+                self._keep(index, to_step, kept)
+                return
+
+    def _keep(self, index: int, step: int, num_steps: int) -> None:
+        """The first steps of a lost span are productive all the same."""
+        begin_us = self._ends_us[index - 1] if index else 0
+        length_us = self._ends_us[index] - begin_us
+        self._ends_us.insert(index, begin_us + length_us * num_steps // self._counts[index])
+        self._codes.insert(index, _PRODUCTIVE)
+        self._steps.insert(index, step)
+        self._counts.insert(index, num_steps)
+        self._counts[index + 1] -= num_steps
 
     def given_us(self, cause: Cause) -> int:
         """What was given to a cause so far, as it was given: rewinds do not count."""
@@ -52,7 +68,7 @@ class Ledger:
     def totals_us(self) -> dict[Cause, int]:
         """Microseconds by cause; their sum is ``now_us``."""
         totals = [0] * len(CAUSES)
-        for start_us, end_us, code, _ in self._spans():
+        for start_us, end_us, code, *_ in self._spans():
             totals[code] += end_us - start_us
         return dict(zip(CAUSES, totals, strict=True))
 
@@ -64,7 +80,7 @@ class Ledger:
         width_us = self.now_us / num_bins if self.now_us else 1.0
         shares = [[0.0] * num_bins for _ in CAUSES]
         rates = [0.0] * num_bins
-        for start_us, end_us, code, step in self._spans():
+        for start_us, end_us, code, step, num_steps in self._spans():
             first, last = int(start_us / width_us), min(int(end_us / width_us), num_bins - 1)
             for index in range(min(first, num_bins - 1), last + 1):
                 part_us = min(end_us, (index + 1) * width_us) - max(start_us, index * width_us)
@@ -72,12 +88,12 @@ class Ledger:
                     continue
                 shares[code][index] += part_us / width_us
                 if step != _NO_STEP:
-                    rates[index] += part_us / (end_us - start_us) / width_us * MICRO
+                    rates[index] += num_steps * part_us / (end_us - start_us) / width_us * MICRO
         present = {cause: row for cause, row in zip(CAUSES, shares, strict=True) if any(row)}
         return present, rates
 
-    def _spans(self) -> Iterator[tuple[int, int, int, int]]:
+    def _spans(self) -> Iterator[tuple[int, int, int, int, int]]:
         start_us = 0
-        for end_us, code, step in zip(self._ends_us, self._codes, self._steps, strict=True):
-            yield start_us, end_us, code, step
+        for end_us, code, step, num_steps in zip(self._ends_us, self._codes, self._steps, self._counts, strict=True):
+            yield start_us, end_us, code, step, num_steps
             start_us = end_us

@@ -113,6 +113,13 @@ class LiveState:
             self.losses.append(payload["loss"])
         self.recent_s.append(payload["duration_s"])
 
+    def _steps(self, payload: dict[str, Any], scope: dict[str, Any]) -> None:
+        self.step, self.phase = payload["to_step"], "training"
+        self.recent_s.append(payload["duration_s"] / max(1, payload["to_step"] - payload["from_step"]))
+
+    def _waiting(self, payload: dict[str, Any], scope: dict[str, Any]) -> None:
+        self.notes.append(f"stood still for {words.duration(payload['duration_s'])}: {payload['reason']}")
+
     def _evaluation(self, payload: dict[str, Any], scope: dict[str, Any]) -> None:
         self.validation_loss = payload["loss"]
         perplexity = f", perplexity {payload['perplexity']:.4g}" if payload.get("perplexity") else ""

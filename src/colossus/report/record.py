@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from colossus.spec.causes import Cause
 from colossus.spec.base import Spec
+from colossus.spec.causes import Cause
 from colossus.spec.machine import How
 
 
@@ -37,7 +37,7 @@ class Curve(Spec):
 
 
 class FaultRecord(Spec):
-    """One fault as the supervisor saw it; ``injected`` when it was made on purpose."""
+    """One fault as the supervisor saw it; ``injected`` when it was made on purpose. ``node`` and ``component``: where a simulation tells them."""
 
     time_s: float
     cause: str
@@ -45,6 +45,8 @@ class FaultRecord(Spec):
     detail: str = ""
     detected_s: float = 0.0
     injected: bool = False
+    node: int | None = None
+    component: str | None = None
 
 
 class Incident(Spec):
@@ -69,6 +71,7 @@ class Incident(Spec):
     start_s: float | None = None
     restore_s: float | None = None
     compile_s: float | None = None
+    wait_s: float | None = None
     first_step_s: float | None = None
     compilations: int | None = None
     finished: bool = False
@@ -151,10 +154,11 @@ class Timeline(Spec):
 
 
 class KindTotal(Spec):
-    """Events of one kind: how many, and the time they tell of where they tell one."""
+    """Events of one kind: how many, the time they tell of where they tell one, and of spans the steps in them."""
 
     num_events: int
     total_s: float | None = None
+    num_steps: int | None = None
 
 
 class PlannedRow(Spec):

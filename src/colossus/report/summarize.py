@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from colossus.report.accounting import Accountant
-from colossus.spec.causes import BADPUT, Cause
+from colossus.report.accounting import Accountant, steps_in
 from colossus.report.checkpoints import Checkpoints
 from colossus.report.clock import RunClock, in_time_order
 from colossus.report.incidents import Incidents
@@ -26,7 +25,8 @@ from colossus.report.record import (
     Status,
     Timeline,
 )
-from colossus.spec.event import Event, read_events
+from colossus.spec.causes import BADPUT, Cause
+from colossus.spec.event import KINDS, Event, read_events
 from colossus.spec.machine import How
 from colossus.spec.run import Run
 
@@ -46,8 +46,9 @@ def summarize(events: Iterable[Event], *, how: How = How.MEASURED) -> Report:
 
 
 def summarize_run(run: Run) -> Report:
-    """The report of a run's folder as it stands."""
-    return summarize(read_events(run.events) if run.events.exists() else [])
+    """The report of a run's or a simulation's folder as it stands."""
+    how = How.SIMULATED if run.is_simulation else How.MEASURED
+    return summarize(read_events(run.events) if run.events.exists() else [], how=how)
 
 
 class _Summary:
@@ -68,8 +69,10 @@ class _Summary:
         self.rollbacks: list[Rollback] = []
         self.data: DataRecord | None = None
         self.kinds: dict[str, tuple[int, float | None]] = {}
+        self.num_spanned_steps = 0
         self.memory_bytes: float | None = None
         self.planned = PlannedAgainstMeasured()
+        self.handlers = {kind: getattr(self, f"_{kind}", None) for kind in KINDS}
 
     def see(self, event: Event) -> None:
         if event.kind == "run_started" and self.session_runs:
@@ -79,7 +82,7 @@ class _Summary:
         self.given_us = self.incidents.given_us() if event.kind == "fault" else {}
         self.accountant.see(event, at_us)
         self.planned.see(event)
-        handler = getattr(self, f"_{event.kind}", None)
+        handler = self.handlers.get(event.kind)
         if handler is not None:
             handler(event, at_us)
         self._count(event)
@@ -104,6 +107,8 @@ class _Summary:
         payload = event.payload
         if event.kind == "step":
             return int(payload["step"]) - 1
+        if event.kind == "steps":
+            return int(payload["to_step"]) - steps_in(payload)
         if event.kind == "rollback":
             return int(payload["to_step"])
         restored = event.kind == "worker_phase" and payload["phase"] == "restored" and payload.get("step") is not None
@@ -135,6 +140,17 @@ class _Summary:
         self.idle_since_us = at_us
         if payload["memory_bytes"]:
             self.memory_bytes = max(self.memory_bytes or 0, payload["memory_bytes"])
+
+    def _steps(self, event: Event, at_us: int) -> None:
+        payload = event.payload
+        self.session_runs = True
+        self.lineage.add_span(payload, tokens_per_step=self.started.get("tokens_per_step") or 0, gang=self.gang)
+        num_steps = steps_in(payload)
+        self.num_spanned_steps += num_steps
+        begun_s, step_s = at_us / MICRO - payload["duration_s"], payload["duration_s"] / num_steps
+        self.incidents.step(step=int(payload["to_step"]) - num_steps + 1, begun_s=begun_s, duration_s=step_s)
+        self.checkpoints.spanned(payload)
+        self.idle_since_us = at_us
 
     def _evaluation(self, event: Event, at_us: int) -> None:
         self.lineage.evaluations.append(event)
@@ -218,10 +234,13 @@ class _Summary:
             memory_peak_bytes=self.memory_bytes,
             replayed_steps=len(self.lineage.replayed),
             replay_mismatches=sorted(self.lineage.mismatches),
-            kinds={kind: KindTotal(num_events=number, total_s=total_s) for kind, (number, total_s) in sorted(self.kinds.items())},
+            kinds={kind: self._kind(kind, number, total_s) for kind, (number, total_s) in sorted(self.kinds.items())},
             **self._learning(),
             **self._speed(ledger.now_us / MICRO),
         )
+
+    def _kind(self, kind: str, number: int, total_s: float | None) -> KindTotal:
+        return KindTotal(num_events=number, total_s=total_s, num_steps=self.num_spanned_steps if kind == "steps" else None)
 
     def _planned(self, save: tuple[float | None, float | None]) -> list[PlannedRow]:
         started = self.started
@@ -252,7 +271,7 @@ class _Summary:
         """Tokens per second in a step (the median one) and over the wall time, and MFU at both."""
         started, median_s = self.started, self.lineage.median_step_s()
         per_step = started.get("tokens_per_step")
-        tokens = sum(self.lineage.tokens) if per_step else None
+        tokens = self.lineage.num_tokens if per_step else None
         rate = per_step / median_s if per_step and median_s else None
         overall = tokens / wall_s if tokens is not None and wall_s else None
         flop, peak = started.get("model_flop_per_token"), started.get("peak_flop_per_s")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from colossus.spec.causes import BADPUT, LABELS, Cause
 from colossus.report.record import Incident, PlannedRow, Report, Status
+from colossus.spec.causes import BADPUT, LABELS, Cause
 from colossus.spec.units import format_duration, format_quantity
 
 _VERBS = {
@@ -157,6 +157,7 @@ def parts_words(incident: Incident) -> str:
         "start": incident.start_s,
         "restore": incident.restore_s,
         "compile": incident.compile_s,
+        "wait for nodes": incident.wait_s,
         "first step": incident.first_step_s,
     }
     text = ", ".join(f"{name} {duration(seconds)}" for name, seconds in names.items() if seconds is not None)

@@ -62,7 +62,7 @@ MEANINGS: dict[Cause, str] = {
     Cause.INIT_COMPILE: "compiling before the first step",
     Cause.DATA_WAIT: "steps that stood still for their batch",
     Cause.CHECKPOINT: "steps that stood still for a checkpoint, and the last save",
-    Cause.EVALUATION: "validation loss",
+    Cause.EVALUATION: "validation loss, and checks for silent corruption",
     Cause.BAD_STEPS: "steps whose update the guard skipped",
     Cause.LOST_WORK: "steps done twice, and steps that a fault cut short",
     Cause.DETECT: "from a fault to its detection",

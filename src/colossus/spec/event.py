@@ -40,7 +40,7 @@ KINDS: dict[str, dict[str, str]] = {
         "attempt": "1 for the first launch of the gang, one more each time it is formed anew",
         "num_workers": "size of this gang",
         "how": "start (new processes), standby (pre-started ones) or reform (survivors stayed)",
-        "pids": "process ids by rank",
+        "pids": "process ids by rank, of the first 1,024",
     },
     "worker_phase": {
         "phase": "joined, compiled or restored, in this order",
@@ -61,6 +61,21 @@ KINDS: dict[str, dict[str, str]] = {
         "memory_bytes": "peak memory of the busiest device so far (CPU: resident set of rank 0)",
         "applied": "false when the guard skipped the update",
         "metrics?": "what the program's own loss reported",
+    },
+    "steps": {
+        "from_step": "optimizer steps done before a span of equal steps, which a simulation tells as one",
+        "to_step": "steps done at its end; spans end where the state is saved that a later gang goes on from",
+        "duration_s": "wall time of the span, the sum of the parts below",
+        "productive_s": "of it, what the same steps take without any loss",
+        "blocked_s": "of it, blocked by the span's own checkpoints",
+        "straggler_s": "of it, waiting for slow chips or a congested network",
+        "power_cap_s": "of it, slowed because the site could not draw more",
+        "fewer_nodes_s": "of it, slowed because the gang had fewer nodes than planned",
+        "num_saves": "copies of the state made in the span that no event of their own tells",
+    },
+    "waiting": {
+        "duration_s": "time that the gang stood still until enough nodes were there, at its end",
+        "reason": "what it waited for",
     },
     "step_parts": {
         "step": "the step that rank 0 profiled, once in a run; starting and reading the profile lie beside its duration",
@@ -95,6 +110,8 @@ KINDS: dict[str, dict[str, str]] = {
         "rank?": "whose, the first where there are several",
         "detail": "in words",
         "detected_s": "time from the fault to its detection where known, else 0",
+        "node?": "the node it took, where nodes are told apart",
+        "component?": "what failed: gpu, hbm, nvlink, nic, optics, switch, host, power_supply, cooling, storage, software, operator or unknown",
     },
     "recovery": {
         "action": "what the policy decided: reform, restart, shrink or give_up",
@@ -118,6 +135,12 @@ KINDS: dict[str, dict[str, str]] = {
 }
 
 
+# kind -> fields that it must have, fields that it may have
+_FIELDS = {
+    kind: (frozenset(name for name in fields if not name.endswith("?")), frozenset(name.removesuffix("?") for name in fields)) for kind, fields in KINDS.items()
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """One line of ``events.jsonl``."""
@@ -128,11 +151,10 @@ class Event:
     scope: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        fields = KINDS.get(self.kind)
+        fields = _FIELDS.get(self.kind)
         if fields is None:
             raise ValueError(f"unknown event kind {self.kind!r}")
-        names = {name.removesuffix("?") for name in fields}
-        required = {name for name in fields if not name.endswith("?")}
+        required, names = fields
         if not required <= self.payload.keys() <= names:
             raise ValueError(f"{self.kind}: missing {required - self.payload.keys()}, unknown {self.payload.keys() - names}")
 
@@ -164,7 +186,7 @@ def read_events(path: Path, *, offset: int = 0) -> Iterator[Event]:
         file.seek(offset)
         for line in file:
             try:
-                data = json.loads(line)
+                data = json.loads(line.decode())
                 yield Event(time_s=data["time_s"], kind=data["kind"], payload=data["payload"], scope=data["scope"])
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue

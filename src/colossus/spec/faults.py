@@ -100,6 +100,7 @@ class FaultProfile(Spec):
     """How often what fails, and the lemons: ``lemon_fraction`` of nodes that fail ``lemon_factor`` times as often as the others.
 
     A repair fails with ``failed_repair_fraction``: the node comes back as it was, a lemon still a lemon; else it is as the others.
+    ``idle_fraction``: of its rate, what hardware has that does not step (spares, a gang that stands still); 0: only work breaks it.
     ``detect``, ``diagnose``, ``repair``: of classes that give none.
     """
 
@@ -110,6 +111,7 @@ class FaultProfile(Spec):
     lemon_fraction: Share = 0.0
     lemon_factor: Annotated[float, Field(ge=1)] = 1.0
     failed_repair_fraction: Share = 0.0
+    idle_fraction: Share = 1.0
     detect: Duration
     diagnose: Duration
     repair: Duration

@@ -1,10 +1,11 @@
-"""A run is a folder; this names its parts and tells a run from a foreign folder."""
+"""A run is a folder; this names its parts and tells a run from a simulated one and from a foreign folder."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,7 @@ from colossus.spec.model import ModelCard
 from colossus.spec.plan import Plan
 
 MARKER = {"schema": 1, "kind": "colossus-run"}
+SIMULATION_MARKER = MARKER | {"kind": "colossus-simulation"}
 _S = TypeVar("_S", bound=Spec)
 
 
@@ -36,6 +38,18 @@ class Run:
     @property
     def marker(self) -> Path:
         return self.folder / "run.json"
+
+    @property
+    def is_simulation(self) -> bool:
+        """Whether its marker says that no machine did what its events tell."""
+        try:
+            return bool(json.loads(self.marker.read_text()).get("kind") == SIMULATION_MARKER["kind"])
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    @property
+    def simulation(self) -> Path:
+        return self.folder / "simulation.json"
 
     @property
     def job(self) -> Path:
@@ -121,27 +135,40 @@ def _load(cls: type[_S], path: Path, *, hint: str) -> _S:
 
 def create_run(root: Path, job: TrainJob) -> Run:
     """Makes ``root/<name>-<n>`` with the next free number; two callers never get the same folder."""
+    return _create(root, job.name, job, MARKER)
+
+
+def create_simulation(root: Path, name: str, job: TrainJob | None = None) -> Run:
+    """Makes ``root/<name>-twin-<n>``, a folder like a run's that says it is a simulation."""
+    return _create(root, f"{name}-twin", job, SIMULATION_MARKER)
+
+
+def _create(root: Path, stem: str, job: TrainJob | None, marker: Mapping[str, object]) -> Run:
     try:
         root.mkdir(parents=True, exist_ok=True)
         number = 1
         while True:
-            folder = root / f"{job.name}-{number}"
+            folder = root / f"{stem}-{number}"
             try:
                 folder.mkdir()
                 break
             except FileExistsError:
                 number += 1
         run = Run(folder)
-        write_atomic(run.job, job.to_toml())
-        write_atomic(run.marker, json.dumps(MARKER) + "\n")
+        if job is not None:
+            write_atomic(run.job, job.to_toml())
+        write_atomic(run.marker, json.dumps(marker) + "\n")
     except OSError as error:
         raise RunError(f"cannot make a run folder under {root}: {error}", hint="give another place with --runs DIR") from None
     return run
 
 
-def open_run(folder: Path, runs: Path = Path("runs")) -> Run:
-    """The run at ``folder`` (``last``: the newest under ``runs``); raises RunError when it is none of ours or cannot be read."""
-    run = Run(_newest(runs) if str(folder) == "last" and not folder.exists() else folder)
+def open_run(folder: Path, runs: Path = Path("runs"), *, or_simulation: bool = False) -> Run:
+    """The run at ``folder`` (``last``: the newest under ``runs``); raises RunError when it is none of ours or cannot be read.
+
+    ``or_simulation``: a simulation's folder will do as well; without, it is refused, since it holds no trained state.
+    """
+    run = Run(_newest(runs, or_simulation) if str(folder) == "last" and not folder.exists() else folder)
     folder = run.folder
     try:
         marker = json.loads(run.marker.read_text())
@@ -150,16 +177,22 @@ def open_run(folder: Path, runs: Path = Path("runs")) -> Run:
         raise RunError(f"{folder} {what}", hint=_nearby(folder)) from None
     except (OSError, ValueError) as error:
         raise RunError(f"{folder} cannot be read as a run: {error}", hint=_nearby(folder)) from None
-    if not isinstance(marker, dict) or marker.get("kind") != MARKER["kind"]:
+    kind = marker.get("kind") if isinstance(marker, dict) else None
+    if kind == SIMULATION_MARKER["kind"] and not or_simulation:
+        raise RunError(
+            f"{folder} is a simulation: nothing was trained, so there is nothing to go on from",
+            hint=f"colossus report {folder} and colossus compare RUN {folder} read it",
+        )
+    if kind not in (MARKER["kind"], SIMULATION_MARKER["kind"]):
         raise RunError(f"{folder} holds a run.json of some other program", hint=_nearby(folder))
     if marker.get("schema") != MARKER["schema"]:
         raise RunError(f"{folder} was written with schema {marker.get('schema')}; this version reads schema 1")
     return run
 
 
-def _newest(runs: Path) -> Path:
+def _newest(runs: Path, or_simulation: bool) -> Path:
     """The run that began last."""
-    found = [marker.parent for marker in runs.glob("*/run.json")]
+    found = [marker.parent for marker in runs.glob("*/run.json") if or_simulation or not Run(marker.parent).is_simulation]
     if not found:
         raise RunError(f"there is no run under {runs.absolute()}", hint="start one with: colossus train JOB.toml")
     return max(found, key=lambda folder: (folder / "run.json").stat().st_mtime)

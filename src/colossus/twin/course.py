@@ -1,0 +1,73 @@
+"""A replica's course: from the marks it left to shares of time, nodes and power in equal bins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from colossus.spec.causes import Cause
+from colossus.spec.simulation import Course, NodeState
+from colossus.twin.training import BOOK, MARK, Job
+
+if TYPE_CHECKING:
+    from colossus.twin.power import PowerModel
+
+NUM_BINS = 480
+_STATES = (NodeState.WORKING, NodeState.STANDING, NodeState.SPARE, NodeState.REPAIR)
+
+
+def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> Course:
+    """Every line of the book as a curve between marks, cut into bins. Work that was lost later counts as lost when it was done."""
+    rows = np.frombuffer(job.marks, dtype=float).reshape(-1, len(BOOK) + len(MARK))
+    book = {cause: rows[:, place] for place, cause in enumerate(BOOK)}
+    time_s, speed = rows[:, len(BOOK)], rows[:, len(BOOK) + 1]
+    edges_s = np.linspace(0.0, max(job.wall_s, 1e-9), num_bins + 1)
+    bin_s = edges_s[1]
+    worked = book[Cause.PRODUCTIVE] + book[Cause.LOST_WORK]
+    lost = _within(time_s, worked, job.rewinds, edges_s)
+    spent = {cause: np.diff(np.interp(edges_s, time_s, values)) for cause, values in book.items()}
+    spent[Cause.PRODUCTIVE] = np.diff(np.interp(edges_s, time_s, worked)) - lost
+    spent[Cause.LOST_WORK] = lost
+    counts = np.frombuffer(job.nodes.course, dtype=float).reshape(-1, 1 + len(_STATES))
+    nodes = {state: _means(counts[:, 0], counts[:, 1 + place], edges_s) for place, state in enumerate(_STATES)}
+    middle_s = (edges_s[1:] + edges_s[:-1]) / 2
+    site_w = power.site_w(middle_s, *nodes.values(), np.maximum(_means(time_s, speed, edges_s), 1e-9)) if power else np.zeros(num_bins)
+    done = spent[Cause.PRODUCTIVE] / job.setting.workload.step_s
+    return Course(
+        bin_s=float(bin_s),
+        shares={cause: _listed(values / bin_s) for cause, values in spent.items() if values.any()},
+        nodes={state: _listed(values) for state, values in nodes.items()},
+        site_w=_listed(site_w),
+        steps_per_s=_listed(done / bin_s),
+    )
+
+
+def _means(until_s: np.ndarray, values: np.ndarray, edges_s: np.ndarray) -> np.ndarray:
+    """Means in bins of what has each value up to its time."""
+    if not len(until_s):
+        return np.zeros(len(edges_s) - 1)
+    sums = np.cumsum(values * np.diff(until_s, prepend=0.0))
+    return np.diff(np.interp(edges_s, np.concatenate([[0.0], until_s]), np.concatenate([[0.0], sums]))) / edges_s[1]
+
+
+def _within(time_s: np.ndarray, worked: np.ndarray, windows: list[tuple[float, float]], edges_s: np.ndarray) -> np.ndarray:
+    """Of ``worked``, a curve over time, what was done inside any of the windows, in each bin."""
+    if not windows:
+        return np.zeros(len(edges_s) - 1)
+    begins, ends = np.array(sorted(windows)).T
+    ends = np.maximum.accumulate(ends)
+    starts = np.concatenate([[True], begins[1:] > ends[:-1]])  # windows that overlap are one
+    begins, ends = begins[starts], ends[np.concatenate([starts[1:], [True]])]
+    at_begin, at_end = np.interp(begins, time_s, worked), np.interp(ends, time_s, worked)
+    before = np.concatenate([[0.0], np.cumsum(at_end - at_begin)])
+    place = np.searchsorted(begins, edges_s, side="right")
+    inside = np.zeros(len(edges_s))
+    some = place > 0
+    last = place[some] - 1
+    inside[some] = np.minimum(np.interp(edges_s[some], time_s, worked), at_end[last]) - at_begin[last]
+    return np.diff(before[np.maximum(place - 1, 0)] * some + inside)
+
+
+def _listed(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.6g}") for value in np.maximum(values, 0.0).tolist()]

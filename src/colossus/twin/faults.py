@@ -1,0 +1,164 @@
+"""The faults of one replica, drawn before it is played: when, what, which node, and how long finding and mending takes.
+
+Equal units are one cohort: the first fault of n exponential units comes at n times the rate, and falls on any of them. So cost grows with
+faults, never with chips. A unit that is out of service when its turn comes is passed over, which leaves the others' rate as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import NamedTuple
+
+import numpy as np
+
+from colossus.spec.faults import Effect, FaultClass, FaultProfile, Unit
+from colossus.spec.machine import Machine
+from colossus.spec.scenario import Injection, Scenario
+from colossus.twin.streams import draw, stream
+
+
+class Fault(NamedTuple):
+    """``kind``: place of its class. ``node``: of those the job may use. ``is_lemons``: what a lemon has beyond the others; none once it is mended.
+
+    ``luck``: a number from 0 to 1 for what is left to chance about it.
+    """
+
+    time_s: float
+    kind: int
+    node: int
+    detect_s: float
+    repair_s: float
+    is_lemons: bool
+    luck: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grounds:
+    """Where faults may fall: ``num_nodes`` that the job may use (gang and spares), ``num_gang_nodes`` of them in it at the start, and their groups."""
+
+    num_nodes: int
+    num_gang_nodes: int
+    num_chips_per_node: int
+    num_nodes_per_rack: int
+    num_nodes_per_pod: int
+
+    @classmethod
+    def of(cls, machine: Machine, scenario: Scenario, *, num_nodes: int, num_gang_nodes: int) -> Grounds:
+        per_node = machine.node.num_chips
+        domain = machine.scale_up.num_chips // per_node if machine.scale_up else 1
+        pod = machine.scale_out.pod_chips if machine.scale_out else None
+        return cls(
+            num_nodes=num_nodes,
+            num_gang_nodes=num_gang_nodes,
+            num_chips_per_node=per_node,
+            num_nodes_per_rack=scenario.num_nodes_per_rack or max(domain, 1),
+            num_nodes_per_pod=scenario.num_nodes_per_pod or (pod // per_node if pod else machine.num_nodes),
+        )
+
+    def group(self, unit: Unit) -> int:
+        """Nodes that one fault of ``unit`` takes."""
+        return {Unit.NONE: 0, Unit.CHIP: 1, Unit.NODE: 1, Unit.RACK: self.num_nodes_per_rack, Unit.POD: self.num_nodes_per_pod, Unit.SITE: self.num_nodes}[unit]
+
+    def num_units(self, each: FaultClass) -> float:
+        """Units that may fail: of the gang alone where the fault is of the job (software, operators), of all nodes else."""
+        nodes = self.num_gang_nodes if is_of_job(each) else self.num_nodes
+        per = {
+            Unit.CHIP: nodes * self.num_chips_per_node,
+            Unit.NODE: nodes,
+            Unit.RACK: nodes / self.num_nodes_per_rack,
+            Unit.POD: nodes / self.num_nodes_per_pod,
+        }
+        return per.get(each.per, 1.0)
+
+
+def is_of_job(each: FaultClass) -> bool:
+    """Whether it strikes the job and no hardware."""
+    return each.takes is Unit.NONE or each.effect is Effect.PLANNED
+
+
+def rate_per_s(each: FaultClass, grounds: Grounds, scenario: Scenario) -> float:
+    """Faults a second of a class over all its units, at the age of the middle of the horizon where it changes with age."""
+    age_s = scenario.age_s + scenario.horizon_s / 2
+    ageing = 1.0 if each.shape == 1 else each.shape * (age_s / each.mtbf_s) ** (each.shape - 1)
+    return scenario.fault_factor * grounds.num_units(each) / each.mtbf_s * ageing
+
+
+def lemon_nodes(profile: FaultProfile, grounds: Grounds, *, seed: int) -> np.ndarray:
+    """Which nodes are lemons: a fraction of all, anywhere."""
+    number = round(profile.lemon_fraction * grounds.num_nodes)
+    return stream(seed, "lemons").choice(grounds.num_nodes, number, replace=False) if number else np.empty(0, dtype=np.int64)
+
+
+def draw_faults(profile: FaultProfile, scenario: Scenario, grounds: Grounds, *, seed: int) -> list[Fault]:
+    """Every fault within the horizon, in order of time; those of one class are the same whatever other classes there are."""
+    lemons = lemon_nodes(profile, grounds, seed=seed)
+    parts = [_of_class(profile, place, scenario, grounds, lemons, seed) for place in range(len(profile.classes))]
+    parts += [_injected(profile, injection, number, scenario, grounds, seed) for number, injection in enumerate(scenario.injections)]
+    columns = [np.concatenate(column) for column in zip(*(part for part in parts if len(part[0])), strict=True)]
+    if not columns:
+        return []
+    order = np.argsort(columns[0], kind="stable")
+    return list(map(Fault._make, zip(*(column[order].tolist() for column in columns), strict=True)))
+
+
+Columns = tuple[np.ndarray, ...]
+
+
+def _of_class(profile: FaultProfile, place: int, scenario: Scenario, grounds: Grounds, lemons: np.ndarray, seed: int) -> Columns:
+    each = profile.classes[place]
+    rng = stream(seed, each.cause)
+    times_s = _times(each, grounds.num_units(each) * scenario.fault_factor, scenario, rng)
+    number = len(times_s)
+    nodes = rng.integers(grounds.num_gang_nodes if is_of_job(each) else grounds.num_nodes, size=number)
+    is_lemons = np.zeros(number, dtype=bool)
+    if len(lemons) and each.takes in (Unit.CHIP, Unit.NODE) and not is_of_job(each):
+        extra = (profile.lemon_factor - 1) * len(lemons) / grounds.num_nodes  # beside what they share with all
+        odds = extra / (1 + extra)
+        is_lemons = rng.random(number) < odds
+        nodes[is_lemons] = lemons[rng.integers(len(lemons), size=int(is_lemons.sum()))]
+    return _columns(profile, place, times_s, nodes, is_lemons, rng)
+
+
+def _times(each: FaultClass, num_units: float, scenario: Scenario, rng: np.random.Generator) -> np.ndarray:
+    """A Poisson process in time, of the hazard's integral n (age / mtbf)^shape: repairs bring a unit back as old as it was (minimal repair).
+
+    By intervals of unit mean in operational time, so that more units or a higher factor give the same faults sooner.
+    """
+    if not num_units:
+        return np.empty(0)
+    begin, end = (num_units * (age_s / each.mtbf_s) ** each.shape for age_s in (scenario.age_s, scenario.age_s + scenario.horizon_s))
+    at: list[np.ndarray] = []
+    reached = begin
+    while reached < end:
+        more = reached + np.cumsum(rng.standard_exponential(ceil(1.05 * (end - reached)) + 8))
+        at.append(more)
+        reached = float(more[-1])
+    operational = np.concatenate(at) if at else np.empty(0)
+    operational = operational[operational < end]
+    return each.mtbf_s * (operational / num_units) ** (1 / each.shape) - scenario.age_s
+
+
+def _injected(profile: FaultProfile, injection: Injection, number: int, scenario: Scenario, grounds: Grounds, seed: int) -> Columns:
+    """Faults on purpose, one after the other."""
+    place = place_of(profile.classes, injection.cause)
+    rng = stream(seed, f"injection {number}")
+    every_s = injection.every.mean_s
+    times_s = np.cumsum(draw(injection.every, rng, ceil(scenario.horizon_s / every_s * 1.5) + 10))
+    times_s = times_s[times_s < scenario.horizon_s]
+    nodes = rng.integers(grounds.num_gang_nodes, size=len(times_s))
+    return _columns(profile, place, times_s, nodes, np.zeros(len(times_s), dtype=bool), rng)
+
+
+def place_of(classes: Sequence[FaultClass], cause: str) -> int:
+    return next(place for place, each in enumerate(classes) if each.cause == cause)
+
+
+def _columns(profile: FaultProfile, place: int, times_s: np.ndarray, nodes: np.ndarray, is_lemons: np.ndarray, rng: np.random.Generator) -> Columns:
+    each, number = profile.classes[place], len(times_s)
+    if not number:
+        return (times_s,) * 7
+    detect_s = draw(each.detect or profile.detect, rng, number) + draw(each.diagnose or profile.diagnose, rng, number)
+    repair_s = draw(each.repair or profile.repair, rng, number)
+    return times_s, np.full(number, place), nodes, detect_s, repair_s, is_lemons, rng.random(number)

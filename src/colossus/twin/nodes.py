@@ -1,0 +1,80 @@
+"""Who is where: gang, spare, in repair; counted, with the time that each state lasted."""
+
+from __future__ import annotations
+
+from array import array
+
+from colossus.spec.simulation import NodeState
+
+GANG, SPARE, REPAIR = 0, 1, 2
+
+
+class Nodes:
+    """``num_nodes`` that the job may use, the first ``num_gang`` of them its gang. Cost grows with changes, not with nodes.
+
+    ``course``: where it is kept, rows of (until when, working, standing, spare, repair).
+    """
+
+    __slots__ = ("_since_s", "course", "gang", "num_nodes", "place", "repair", "seconds", "spare", "spares", "steps")
+
+    def __init__(self, num_nodes: int, num_gang: int, *, is_kept: bool = False) -> None:
+        self.num_nodes = num_nodes
+        self.place = bytearray([GANG]) * num_gang + bytearray([SPARE]) * (num_nodes - num_gang)
+        self.spares = list(range(num_nodes - 1, num_gang - 1, -1))
+        self.gang, self.spare, self.repair = num_gang, num_nodes - num_gang, 0
+        self.steps = False
+        self.seconds = [0.0, 0.0, 0.0, 0.0]  # working, standing, spare, repair
+        self._since_s = 0.0
+        self.course = array("d") if is_kept else None
+
+    def tick(self, now_s: float) -> None:
+        """Books the time up to now; before every change."""
+        elapsed_s = now_s - self._since_s
+        if elapsed_s:
+            seconds = self.seconds
+            seconds[0 if self.steps else 1] += elapsed_s * self.gang
+            seconds[2] += elapsed_s * self.spare
+            seconds[3] += elapsed_s * self.repair
+            self._since_s = now_s
+            if self.course is not None:
+                self.course.extend((now_s, self.gang * self.steps, self.gang * (not self.steps), self.spare, self.repair))
+
+    def fail(self, node: int) -> bool:
+        """Takes a node into repair; whether it was of the gang. One in repair stays there."""
+        was = self.place[node]
+        if was == REPAIR:
+            return False
+        self.place[node] = REPAIR
+        self.repair += 1
+        if was == GANG:
+            self.gang -= 1
+            return True
+        self.spare -= 1
+        return False
+
+    def mend(self, node: int) -> None:
+        """A node is back, as a spare."""
+        self.place[node] = SPARE
+        self.repair -= 1
+        self.spare += 1
+        self.spares.append(node)
+
+    def resize(self, num_gang: int) -> None:
+        """Fills the gang from spares, or lets nodes of it go as spares."""
+        while self.gang < num_gang:
+            node = self.spares.pop()
+            if self.place[node] == SPARE:  # else it failed while it waited, or is listed twice
+                self.place[node] = GANG
+                self.gang += 1
+                self.spare -= 1
+        while self.gang > num_gang:
+            node = self.place.rfind(GANG)
+            self.place[node] = SPARE
+            self.gang -= 1
+            self.spare += 1
+            self.spares.append(node)
+
+    def node_s(self, num_machine_nodes: int, wall_s: float) -> dict[NodeState, float]:
+        """Node seconds by state of all the machine's nodes."""
+        told = dict(zip((NodeState.WORKING, NodeState.STANDING, NodeState.SPARE, NodeState.REPAIR), self.seconds, strict=True))
+        return told | {NodeState.UNUSED: (num_machine_nodes - self.num_nodes) * wall_s}
