@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import date as Date
+import datetime
 from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, ClassVar, Self
@@ -35,10 +35,10 @@ class ChipPhase(Spec):
     ``rated_w_per_chip``: what makers rate a node at, by chip, where the catalog's figure was measured; ``hardware_usd_per_chip``: servers and network.
     """
 
-    date: Date
+    date: datetime.date
     node: str
     num_chips: Annotated[int, Field(ge=0)]
-    since: Date | None = None
+    since: datetime.date | None = None
     source: Annotated[str, Field(min_length=1)]
     how: str = "datasheet"
     rated_w_per_chip: WattFigure | None = None
@@ -60,8 +60,8 @@ class PowerSource(Spec):
 
     name: Annotated[str, Field(min_length=1)]
     kind: SourceKind
-    date: Date
-    until: Date | None = None
+    date: datetime.date
+    until: datetime.date | None = None
     power_w: Annotated[float, Field(ge=0)]
     stored_j: Annotated[float, Field(gt=0)] | None = None
     source: Annotated[str, Field(min_length=1)]
@@ -98,7 +98,7 @@ class PowerSource(Spec):
 class PublishedPoint(Spec):
     """What others say of the site at a date. ``power_w`` is a facility's capacity: rated power and the hottest day's cooling, not the mean draw."""
 
-    date: Date
+    date: datetime.date
     power_w: Annotated[float, Field(gt=0)] | None = None
     capital_usd: Annotated[float, Field(gt=0)] | None = None
     source: Annotated[str, Field(min_length=1)]
@@ -112,8 +112,8 @@ class GrowingSite(Entry):
 
     FOLDER: ClassVar[str] = "sites"
 
-    begin: Date
-    end: Date
+    begin: datetime.date
+    end: datetime.date
     site: SiteEntry = SiteEntry()
     outside_mean_c: float
     mfu_fraction: Annotated[float, Field(gt=0, le=1)]
@@ -150,7 +150,7 @@ class GrowingSite(Entry):
         return entry.power_w.model_copy(update={"value": entry.power_w.value / entry.num_chips})
 
 
-def _wrong_period(begin: Date, end: Date) -> Iterator[str]:
+def _wrong_period(begin: datetime.date, end: datetime.date) -> Iterator[str]:
     if end <= begin:
         yield f"end {end} must be after begin {begin}"
     elif (end - begin).days > _MOST_YEARS * 366:
@@ -172,7 +172,7 @@ def _shrinks(phases: Sequence[ChipPhase]) -> Iterator[str]:
         most[phase.node] = phase
 
 
-def _early(phases: Sequence[ChipPhase], begin: Date) -> Iterator[str]:
+def _early(phases: Sequence[ChipPhase], begin: datetime.date) -> Iterator[str]:
     for phase in phases:
         if phase.date < begin:
             yield f"a phase of {phase.date} is before begin {begin}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from html import escape
 from importlib.resources import files
@@ -126,7 +127,9 @@ def _money(site: BuildOut) -> Chart:
 def _compute(site: BuildOut) -> Chart:
     if site.job is None:
         series = [Series(name="training compute", points=_points(site, site.total_flop), css="s-flop", area=True)]
-        return _chart(site, "Compute delivered", f"{format_quantity(site.total_flop[-1], 'FLOP')} by the last day", "FLOP so far", series)
+        return replace(
+            _chart(site, "Compute delivered", f"{site.total_flop[-1]:.3g} FLOP by the last day", "FLOP so far", series), format_y=lambda value: f"{value:.3g}"
+        )
     job = site.job
     series = [
         Series(name="with the growing site", points=_points(site, job.num_tokens), css="s-flop", area=True),

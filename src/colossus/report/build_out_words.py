@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date as Date
+import datetime
 
 from colossus.report.plan_words import count, energy, money, short_count
 from colossus.spec.build_out import BuildOut, Compared, Shortage
@@ -29,7 +29,7 @@ def verdict(site: BuildOut) -> str:
     return f"{built} Power is the limit from {worst.begin} to {worst.end}: up to {count(worst.most_dark_chips, 'chip')} stand dark, for want of {_KINDS[worst.limit]}."
 
 
-def _full_day(site: BuildOut) -> Date:
+def _full_day(site: BuildOut) -> datetime.date:
     most = site.all_chips(site.num_days - 1)
     return site.day(next(index for index in range(site.num_days) if site.all_chips(index) == most))
 
@@ -43,7 +43,11 @@ def figures(site: BuildOut) -> list[tuple[str, str, str]]:
         ("built for", watts(site.capacity_w[last]), "rated power of all nodes and network, cooled on the hottest day"),
         ("draws in training", watts(site.site_w[most]), f"a day's mean, on {site.day(most)}, the most of all days"),
         ("spent", money(site.total_usd(last)), f"{money(site.spent_usd['energy'][last])} of it for {energy(site.energy_j[last])}"),
-        ("delivers", format_quantity(site.flop_per_s[last], "FLOP/s"), f"of training, at {site.mfu_fraction:.0%} MFU; {format_quantity(site.total_flop[last], 'FLOP')} so far"),
+        (
+            "delivers",
+            format_quantity(site.flop_per_s[last], "FLOP/s"),
+            f"of training, at {site.mfu_fraction:.0%} MFU; {site.total_flop[last]:.3g} FLOP so far",
+        ),
         ("chip-days dark", f"{sum(site.num_dark_chips):,}", "for want of power"),
         ("swing left", watts(site.swing_left_w[swing]), f"within a step, after batteries, at most ({site.day(swing)}); {watts(max(site.swing_w))} before them"),
     ]
@@ -54,13 +58,13 @@ def _job_figure(site: BuildOut) -> tuple[str, str, str]:
     job = site.job
     assert job is not None
     tokens, ungrown = job.num_tokens[-1], job.num_ungrown_tokens[-1]
-    gain = f"{tokens / ungrown:.3g} times what the first phase alone had trained" if ungrown else "since the first chips ran"
+    gain = f"{tokens / ungrown:.3g} times what the first phase alone had trained" if ungrown and tokens > 1.005 * ungrown else "since the first chips ran"
     if job.total_tokens is not None:
         gain += f"; {short_count(job.total_tokens)} tokens {_ends(job.done)}, without growth {_ends(job.done_ungrown)}"
     return f"{job.model} gets", f"{short_count(tokens)} tokens", gain
 
 
-def _ends(day: Date | None) -> str:
+def _ends(day: datetime.date | None) -> str:
     return "not within twenty years" if day is None else f"by {day}"
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date as Date
-from datetime import timedelta
+import datetime
 from typing import Literal
 
 from pydantic import Field
@@ -16,8 +15,8 @@ class Supply(Spec):
 
     name: str
     kind: str
-    begin: Date
-    until: Date | None = None
+    begin: datetime.date
+    until: datetime.date | None = None
     power_w: float
     stored_j: float | None = None
     source: str
@@ -26,7 +25,7 @@ class Supply(Spec):
 class Growth(Spec):
     """From ``date`` on so many chips of a node's kind."""
 
-    date: Date
+    date: datetime.date
     node: str
     num_chips: int
     source: str
@@ -38,8 +37,8 @@ class Shortage(Spec):
     ``speed_fraction``: what all chips could have done on the worst day, slowed to fit, instead of some at full speed and others dark.
     """
 
-    begin: Date
-    end: Date
+    begin: datetime.date
+    end: datetime.date
     most_dark_chips: int
     most_short_w: float
     limit: str
@@ -50,7 +49,7 @@ class Shortage(Spec):
 class Compared(Spec):
     """A figure that others give for a date, and ours."""
 
-    date: Date
+    date: datetime.date
     what: Literal["facility_w", "capital_usd"]
     published: float
     ours: float
@@ -68,13 +67,13 @@ class JobProgress(Spec):
     """
 
     model: str
-    begin: Date
+    begin: datetime.date
     flop_per_token: float
     num_tokens: list[float]
     num_ungrown_tokens: list[float]
     total_tokens: float | None = None
-    done: Date | None = None
-    done_ungrown: Date | None = None
+    done: datetime.date | None = None
+    done_ungrown: datetime.date | None = None
 
 
 class BuildOut(Spec):
@@ -86,7 +85,7 @@ class BuildOut(Spec):
 
     schema_version: Literal[1] = Field(1, alias="schema")
     name: str
-    begin: Date
+    begin: datetime.date
     mfu_fraction: float
     num_chips: dict[str, list[int]]
     num_dark_chips: list[int]
@@ -116,10 +115,10 @@ class BuildOut(Spec):
     def num_days(self) -> int:
         return len(self.site_w)
 
-    def day(self, index: int) -> Date:
-        return self.begin + timedelta(days=index)
+    def day(self, index: int) -> datetime.date:
+        return self.begin + datetime.timedelta(days=index)
 
-    def index(self, day: Date) -> int:
+    def index(self, day: datetime.date) -> int:
         """The list's place of a date, the nearest one that was played out."""
         return min(max((day - self.begin).days, 0), self.num_days - 1)
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date as Date
-from datetime import timedelta
+import datetime
 from itertools import groupby
 
 import numpy as np
@@ -24,7 +23,7 @@ from colossus.spec.machine import Node, Site
 from colossus.spec.scenario import MoneyScenario, Scenario
 
 _DAY_S, _YEAR_DAYS = 86400.0, 365.25
-_EQUINOX = Date(2024, 3, 20)
+_EQUINOX = datetime.date(2024, 3, 20)
 # How long past the time played out a job's end is still told, with the site as it was on the last day.
 _TOLD_YEARS = 20
 
@@ -139,7 +138,7 @@ def _arrivals(site: GrowingSite, phases: Sequence[ChipPhase], days: int) -> np.n
     """Chips that are there at each day's end, arriving evenly between phases."""
     at, number = [0.0], [0.0]
     for phase in phases:
-        begin = phase.since or (site.begin + timedelta(days=at[-1]))
+        begin = phase.since or (site.begin + datetime.timedelta(days=at[-1]))
         place = float((begin - site.begin).days)
         if place > at[-1]:
             at.append(place)
@@ -226,7 +225,7 @@ def _shortages(site: GrowingSite, dark: np.ndarray, short_w: np.ndarray, speeds:
             continue
         indices = list(group)
         worst = max(indices, key=lambda index: dark[index])
-        begin, end = site.begin + timedelta(days=indices[0]), site.begin + timedelta(days=indices[-1])
+        begin, end = site.begin + datetime.timedelta(days=indices[0]), site.begin + datetime.timedelta(days=indices[-1])
         limit, waits_for = _limit(site, begin, end)
         yield Shortage(
             begin=begin,
@@ -239,9 +238,9 @@ def _shortages(site: GrowingSite, dark: np.ndarray, short_w: np.ndarray, speeds:
         )
 
 
-def _limit(site: GrowingSite, begin: Date, end: Date) -> tuple[str, str | None]:
+def _limit(site: GrowingSite, begin: datetime.date, end: datetime.date) -> tuple[str, str | None]:
     """What the site waited for: the source that came as the shortage ended, else the narrower of grid and substation, or turbines where there is none."""
-    came = [source for source in site.sources if begin < source.date <= end + timedelta(days=1) and source.kind is not SourceKind.BATTERY]
+    came = [source for source in site.sources if begin < source.date <= end + datetime.timedelta(days=1) and source.kind is not SourceKind.BATTERY]
     if came:
         last = max(came, key=lambda source: (source.date, source.kind is SourceKind.SUBSTATION, source.power_w))
         return last.kind.value, f"{last.name}, {last.date}"
@@ -271,7 +270,7 @@ def _progress(site: GrowingSite, job: Asked, flop_per_s: np.ndarray) -> JobProgr
     tokens = lambda rates: (np.cumsum(rates) * _DAY_S / job.flop_per_token).tolist()
     return JobProgress(
         model=job.model,
-        begin=site.begin + timedelta(days=int(np.argmax(flop_per_s > 0))),
+        begin=site.begin + datetime.timedelta(days=int(np.argmax(flop_per_s > 0))),
         flop_per_token=job.flop_per_token,
         num_tokens=tokens(flop_per_s),
         num_ungrown_tokens=tokens(ungrown),
@@ -281,15 +280,15 @@ def _progress(site: GrowingSite, job: Asked, flop_per_s: np.ndarray) -> JobProgr
     )
 
 
-def _done(site: GrowingSite, job: Asked, flop_per_s: np.ndarray) -> Date | None:
+def _done(site: GrowingSite, job: Asked, flop_per_s: np.ndarray) -> datetime.date | None:
     """When the tokens are trained; past the last day the site stays as it is."""
     if job.total_tokens is None:
         return None
     needed, summed = job.flop_per_token * job.total_tokens, np.cumsum(flop_per_s) * _DAY_S
     if summed[-1] >= needed:
-        return site.begin + timedelta(days=int(np.searchsorted(summed, needed)))
+        return site.begin + datetime.timedelta(days=int(np.searchsorted(summed, needed)))
     more_days = (needed - summed[-1]) / (flop_per_s[-1] * _DAY_S) if flop_per_s[-1] else np.inf
-    return None if more_days > _TOLD_YEARS * _YEAR_DAYS else site.begin + timedelta(days=len(summed) - 1 + int(np.ceil(more_days)))
+    return None if more_days > _TOLD_YEARS * _YEAR_DAYS else site.begin + datetime.timedelta(days=len(summed) - 1 + int(np.ceil(more_days)))
 
 
 def _supply(source: PowerSource) -> Supply:
