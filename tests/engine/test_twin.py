@@ -163,15 +163,15 @@ def test_ten_thousand_faults() -> None:
     """All kinds, on both ranks and two standbys, some together, many while the last one is being mended."""
     faults = storm(10_000, seed=1, mean_s=12.0)
     recovery = PATIENT.model_copy(update={"num_standbys": 2, "heartbeat_timeout_s": 2.0, "startup_timeout_s": 20.0})
-    driven = drive(faults, num_steps=30_000, recovery=recovery, tick_s=1.0, evaluation_steps=None)
+    driven = drive(faults, num_steps=180_000, recovery=recovery, tick_s=1.0, evaluation_steps=None, span_steps=1000)
     assert driven.status == "done" and driven.engine.num_faults > 8_000
-    check_steps(driven, num_steps=30_000, most_lost=ram_steps())
-    assert driven.engine.num_rounds < 60 * (len(faults) + 30_000)
+    check_steps(driven, num_steps=180_000, most_lost=ram_steps())
+    assert driven.engine.num_rounds < 60 * len(faults)
     assert {payload["cause"] for payload in driven.of("fault")} == {"killed", "exited", "hung", "peer"}
 
 
 def test_what_takes_a_nodes_memory_loses_no_more_than_the_disks_interval() -> None:
-    faults = storm(300, seed=2, mean_s=60.0, causes=("kill", "exit"), num_ranks=2)
+    faults = storm(300, seed=2, mean_s=15.0, causes=("kill", "exit"), num_ranks=2)
     driven = drive(faults, num_steps=4000, disk_steps=20, ram_lost_by=frozenset({"kill", "exit"}))
     assert driven.status == "done" and len(driven.of("recovered")) > 100
     late = 1 + round(TIMES.save_s / STEP_S)  # a save begun, but not committed
@@ -200,9 +200,9 @@ def test_any_schedule_ends_with_the_job_done_or_given_up(faults: list[Strike], n
 
 def test_spans_and_single_steps_take_the_same_time() -> None:
     """Both are the same run; a span's own copies are told with it."""
-    one, many = (summarize(drive(span_steps=span, kills=(Kill(rank=1, step=100),)).events) for span in (1000, 1))
+    one, many = (summarize(drive(span_steps=span, kills=(Kill(rank=1, step=90),)).events) for span in (1000, 1))
     assert one.wall_s == pytest.approx(many.wall_s, rel=0.01)
-    assert one.goodput_s == pytest.approx(many.goodput_s, rel=0.001) and one.steps == many.steps
+    assert one.goodput_s == pytest.approx(many.goodput_s, rel=0.005) and one.steps == many.steps
     assert one.kinds["steps"].num_events < 20 < many.kinds["step"].num_events
 
 
@@ -228,7 +228,7 @@ def test_it_gives_up_where_the_policy_says_so() -> None:
     again = list(itertools.chain.from_iterable([(float(at), 0, "exit"), (float(at), 1, "exit")] for at in range(3, 60)))
     driven = drive(again, recovery=RecoverySpec())
     assert driven.status is None and "3 recoveries in a row brought no new step" in driven.why
-    driven = drive(storm(20, seed=4, mean_s=20.0, causes=("kill",)), recovery=RecoverySpec(max_restarts=5))
+    driven = drive(storm(20, seed=4, mean_s=12.0, causes=("kill",), num_ranks=2), num_steps=1000, recovery=RecoverySpec(max_restarts=5))
     assert driven.status is None and "5 recoveries reached recovery.max_restarts" in driven.why
 
 
@@ -249,7 +249,7 @@ def test_a_gang_of_thousands_costs_little_more_than_one_of_two() -> None:
     """Rounds of the supervisor and events written do not grow with the number of workers."""
     recovery = PATIENT.model_copy(update={"num_standbys": 8})
     faults = [(60.0 * number, number, "kill") for number in range(1, 9)]
-    few, many = (drive(faults, num_workers=size, num_steps=2000, span_steps=10**6, recovery=recovery) for size in (80, 8_000))
+    few, many = (drive(faults, num_workers=size, num_steps=2000, span_steps=10**6, disk_steps=400, recovery=recovery) for size in (80, 8_000))
     assert few.status == many.status == "done"
     assert len(many.events) == len(few.events) < 200
     assert many.engine.num_rounds < few.engine.num_rounds + 100

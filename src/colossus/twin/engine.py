@@ -107,7 +107,7 @@ class TwinEngine:
         self.evaluated: set[int] = set()
         self.ram_step: int | None = None
         self.disk_step: int | None = None
-        self._now_s = begin_s
+        self._now_s = self._looked_s = begin_s
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
         self._on_event = on_event
@@ -134,14 +134,13 @@ class TwinEngine:
 
     def wait(self, wake_s: float | None = None) -> list[TwinWorker]:
         self.num_rounds += 1
-        if self._hung or (self._watched is not None and self._watched is self._gang):
-            tick_s = self._now_s + self._tick_s
-            wake_s = tick_s if wake_s is None else min(wake_s, tick_s)
-        while not self.news:
-            if self._queue and (wake_s is None or self._queue[0][0] <= wake_s):
+        while not self.news or (self._queue and self._queue[0][0] <= self._now_s):  # all of one moment is heard together
+            limit_s = self._look_s(wake_s)
+            if self._queue and (limit_s is None or self._queue[0][0] <= limit_s):
                 self._happen()
-            elif wake_s is not None:
-                self._now_s = max(self._now_s, wake_s)
+            elif limit_s is not None:
+                self._now_s = max(self._now_s, limit_s)
+                self._looked_s = self._now_s
                 break
             else:
                 raise EngineError("the twin stands still: nothing more will happen to this gang", hint="a mistake of the supervisor or of the twin; report it")
@@ -238,6 +237,14 @@ class TwinEngine:
             self.after(self.script.times.peer_s, lambda: self._miss_peer(gang))
 
     # Inside
+
+    def _look_s(self, wake_s: float | None) -> float | None:
+        """When the supervisor looks though nobody says anything: as it wishes, and at every tick while a fault can be told by silence alone."""
+        if not self._hung and (self._watched is None or self._watched is not self._gang):
+            self._looked_s = self._now_s
+            return wake_s
+        tick_s = self._looked_s + self._tick_s
+        return tick_s if wake_s is None else min(wake_s, tick_s)
 
     def _happen(self) -> None:
         time_s, _, action = heapq.heappop(self._queue)
