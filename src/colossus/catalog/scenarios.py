@@ -10,6 +10,7 @@ from typing import Any
 from colossus.catalog.entry import unknown
 from colossus.spec.base import read_toml, set_path
 from colossus.spec.scenario import Scenario
+from colossus.spec.scenario_keys import assignment as full_assignment
 
 _FOLDER = "scenarios"
 DEFAULT = "default"
@@ -22,13 +23,13 @@ def scenario_names() -> list[str]:
 
 
 def load_scenario(name: str | Path = DEFAULT, assignments: tuple[str, ...] = ()) -> Scenario:
-    """The scenario called so, or of a .toml file, with ``path=value`` assignments; SpecError names every problem at once."""
+    """The scenario called so, or of a .toml file, with ``path=value`` assignments, names short or full; SpecError names every problem at once."""
     data = _named(DEFAULT)
     if str(name) != DEFAULT:
         is_file = Path(name).suffix == ".toml" or Path(name).is_file()
         data = overlay(data, read_toml(Path(name)) if is_file else _named(str(name)))
     for assignment in assignments:
-        set_path(data, assignment)
+        set_path(data, full_assignment(assignment))
     return Scenario.from_data(data, origin=str(name))
 
 

@@ -2,4 +2,5 @@
 
 from colossus.cli.main import main
 
-main()
+if __name__ == "__main__":  # a sweep's processes import this anew
+    main()

@@ -25,6 +25,8 @@ VERBS = {
     "compare": "Show two runs side by side.",
     "export": "Write a trained model as a Hugging Face folder.",
     "plan": "Say which layout a job gets, here or on any machine, and what it takes.",
+    "simulate": "Play a job's months on any machine: faults, recovery, power, money.",
+    "sweep": "Simulate with some values varied, and name the best.",
     "machines": "List machines and nodes that can be planned for, with sources.",
     "chips": "List accelerators: memory, bandwidth, peaks, power, with sources.",
     "models": "List models: parameters, layers, width, context, with sources.",

@@ -100,17 +100,17 @@ def _why(question: Question, text: str) -> str:
     return f"{layout.describe()}; {explain(question, layout)}"
 
 
-def _layout(text: str) -> PlannedLayout:
+def _layout(text: str, flag: str = "--why") -> PlannedLayout:
     """``tp=8,pp=4`` as a layout."""
     data: dict[str, Any] = {}
     for pair in text.split(","):
         name, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
-            raise SpecError("--why", [Problem(path="--why", value=repr(text), rule="must look like tp=8,pp=4,dp=16")])
+            raise SpecError(flag, [Problem(path=flag, value=repr(text), rule="must look like tp=8,pp=4,dp=16")])
         if name in data:
-            raise SpecError("--why", [Problem(path="--why", value=repr(text), rule=f"names {name} twice")])
+            raise SpecError(flag, [Problem(path=flag, value=repr(text), rule=f"names {name} twice")])
         data[name] = int(value) if value.lstrip("-").isdecimal() else value
-    return PlannedLayout.from_data(data, origin="--why")
+    return PlannedLayout.from_data(data, origin=flag)
 
 
 def _print_answer(found: Answer) -> None:

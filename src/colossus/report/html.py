@@ -39,7 +39,7 @@ def page(report: Report, run: Run | None = None) -> str:
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>\n{_asset("page.svg.css")}{_asset("page.css")}</style></head>\n'
+        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>\n{_asset("page.svg.css")}{_asset("page.causes.css")}{_asset("page.css")}</style></head>\n'
         f'<body><main>\n{chr(10).join(filter(None, sections))}\n</main><div id="tip" aria-hidden="true"></div><script>\n{_asset("page.js")}</script></body></html>\n'
     )
 

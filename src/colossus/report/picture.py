@@ -13,6 +13,7 @@ _VARIABLE = re.compile(r"var\((--[\w-]+)\)")
 # Renderers of pictures know no system-ui: fonts that systems carry, by name.
 _FONT, _FONTS = re.compile(r"font:12px [^}]*"), 'font-size:12px;font-family:"DejaVu Sans","Liberation Sans","Noto Sans","Segoe UI",Arial,Helvetica,sans-serif'
 _SETTING = re.compile(r"--[\w-]+:[^;}]*;")
+_SHEETS = ("page.svg.css", "page.plan.css")
 _DARK = re.compile(r"@media \(prefers-color-scheme:dark\)\{svg\{[^}]*\}\}")
 
 
@@ -25,6 +26,7 @@ class Picture:
     description: str
     height: float
     body: str
+    sheets: tuple[str, ...] = _SHEETS
 
     def inline(self) -> str:
         """For a page that carries ``style()``."""
@@ -39,7 +41,7 @@ class Picture:
         wide, high = WIDTH + 2 * _MARGIN, self.height + _HEADING + 2 * _MARGIN
         left, top = -_MARGIN, -_MARGIN - _HEADING
         return (
-            f"{self._open(f'{left} {top} {wide} {high:.0f}')}<style>{style()}</style>"
+            f"{self._open(f'{left} {top} {wide} {high:.0f}')}<style>{style(self.sheets)}</style>"
             f'<rect class="paper" x="{left}" y="{top}" width="{wide}" height="{high:.0f}"/><text class="title" x="0" y="{-_HEADING + 8}">{escape(self.title)}</text>'
             f'<text class="name" x="0" y="{-_HEADING + 25}">{escape(subtitle)}</text>{self.body}</svg>\n'
         )
@@ -51,9 +53,9 @@ class Picture:
         )
 
 
-def style() -> str:
-    """The rules that pictures of plans need."""
-    return "".join(files("colossus.report").joinpath(name).read_text(encoding="utf-8") for name in ("page.svg.css", "page.plan.css"))
+def style(sheets: tuple[str, ...] = _SHEETS) -> str:
+    """The rules that pictures need; of plans unless others are named."""
+    return "".join(files("colossus.report").joinpath(name).read_text(encoding="utf-8") for name in sheets)
 
 
 def scoped() -> str:

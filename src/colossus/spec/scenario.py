@@ -12,7 +12,7 @@ from pydantic import Field
 
 from colossus.spec.base import Spec
 from colossus.spec.faults import Duration, FaultProfile, Share
-from colossus.spec.units import Seconds
+from colossus.spec.units import BytesPerS, Joules, Seconds, Watts
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -69,12 +69,12 @@ class CheckpointScenario(Spec):
 
     interval_s: Annotated[Seconds, Field(gt=0)] | Literal["daly", "adaptive"] | None
     state_bytes_per_parameter: Positive
-    storage_bytes_per_s: Positive
-    storage_bytes_per_s_per_node: Positive
+    storage_bytes_per_s: Annotated[BytesPerS, Field(gt=0)]
+    storage_bytes_per_s_per_node: Annotated[BytesPerS, Field(gt=0)]
     blocked_fraction: Share
     memory: Tier
     memory_interval_s: Annotated[Seconds, Field(gt=0)] | None = None
-    memory_bytes_per_s_per_node: Positive
+    memory_bytes_per_s_per_node: Annotated[BytesPerS, Field(gt=0)]
 
 
 class StragglerScenario(Spec):
@@ -103,9 +103,9 @@ class PowerScenario(Spec):
     ``outside_mean_c``, ``outside_swing_c`` (day to night, half of it), ``outside_season_c`` (summer to winter, half of it): degrees Celsius for cooling.
     """
 
-    limit_w: Positive | None = None
-    battery_w: Annotated[float, Field(ge=0)] | None = None
-    battery_j: Annotated[float, Field(ge=0)] | None = None
+    limit_w: Annotated[Watts, Field(gt=0)] | None = None
+    battery_w: Annotated[Watts, Field(ge=0)] | None = None
+    battery_j: Annotated[Joules, Field(ge=0)] | None = None
     events: list[GridEvent] = Field(default_factory=list)
     random_events_per_year: Annotated[float, Field(ge=0)] = 0.0
     random_event: Duration | None = None
@@ -117,13 +117,14 @@ class PowerScenario(Spec):
 
 class MoneyScenario(Spec):
     """``depreciation_s``: straight line over so long, for chips and for the building apart. ``staff_usd_per_s_per_node``, ``maintenance_fraction`` of the
-    purchase a year. What chips and energy cost stands in the machine's site."""
+    purchase a year. ``network_fraction``: what the network costs over what chips in their servers do. What those and energy cost stands in the machine's site."""
 
     depreciation_s: Annotated[Seconds, Field(gt=0)]
     building_depreciation_s: Annotated[Seconds, Field(gt=0)]
     building_usd_per_w: Annotated[float, Field(ge=0)]
     staff_usd_per_s_per_node: Annotated[float, Field(ge=0)]
     maintenance_fraction: Share
+    network_fraction: Share = 0.0
 
 
 class Injection(Spec):

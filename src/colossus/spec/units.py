@@ -18,6 +18,7 @@ _J_PER_KWH = 3.6e6
 # Bases whose texts are no prefix and base: what contracts and meters say.
 _NAMED = {
     "s": _TIMES | {"us": 1e-6, "ns": 1e-9},
+    "J": {prefix + "J": scale for prefix, scale in _PREFIXES.items()} | {prefix + "Wh": 3600 * scale for prefix, scale in _PREFIXES.items()},
     "USD/s": {"USD/s": 1.0, "USD/h": 1 / 3600},
     "USD/J": {"USD/J": 1.0, "USD/kWh": 1 / _J_PER_KWH, "USD/MWh": 1e-3 / _J_PER_KWH},
     "kgCO2e/J": {"kgCO2e/J": 1.0, "kgCO2e/kWh": 1 / _J_PER_KWH, "gCO2e/kWh": 1e-3 / _J_PER_KWH},
@@ -39,7 +40,7 @@ def _scales(base: str) -> dict[str, float]:
 def parse_quantity(text: str, base: str) -> float:
     """``parse_quantity("16 GiB", "B") == 2**34``. Raises ValueError.
 
-    ``base``: B, B/s (also in bits: ``"400 Gb/s"``), s, FLOP/s, W, USD, USD/s (``"2.99 USD/h"``), USD/J (``"0.08 USD/kWh"``) or
+    ``base``: B, B/s (also in bits: ``"400 Gb/s"``), s, FLOP/s, W, J (also ``"5 MWh"``), USD, USD/s (``"2.99 USD/h"``), USD/J (``"0.08 USD/kWh"``) or
     kgCO2e/J (``"0.4 kgCO2e/kWh"``).
     """
     match = _NUMBER.match(text)
@@ -79,3 +80,6 @@ def _from_text(base: str, kind: type) -> BeforeValidator:
 
 Seconds = Annotated[float, _from_text("s", float)]
 Bytes = Annotated[int, _from_text("B", int)]
+BytesPerS = Annotated[float, _from_text("B/s", float)]
+Watts = Annotated[float, _from_text("W", float)]
+Joules = Annotated[float, _from_text("J", float)]

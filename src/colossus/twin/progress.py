@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil, inf
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Pace:
+class Pace(NamedTuple):
     """What one step takes now, and of what: the estimate, then what makes it longer. All in s.
 
-    ``copy_s``: copies to memory and checks for corruption, spread over the steps between them.
+    ``copy_s``, ``check_s``: copies to memory and checks for corruption, spread over the steps between them. ``is_longer``: than steps and copies.
     """
 
+    step_s: float
     productive_s: float
-    straggler_s: float = 0.0
-    fewer_s: float = 0.0
-    cap_s: float = 0.0
-    copy_s: float = 0.0
-    check_s: float = 0.0
+    straggler_s: float
+    fewer_s: float
+    cap_s: float
+    copy_s: float
+    check_s: float
+    is_longer: bool
 
-    @property
-    def step_s(self) -> float:
-        return self.productive_s + self.straggler_s + self.fewer_s + self.cap_s + self.copy_s + self.check_s
+    @classmethod
+    def of(cls, *, productive_s: float, copy_s: float, **longer_s: float) -> Pace:
+        return cls(
+            step_s=productive_s + copy_s + sum(longer_s.values()), productive_s=productive_s, copy_s=copy_s, is_longer=any(longer_s.values()), **longer_s
+        )
 
 
 class Progress:

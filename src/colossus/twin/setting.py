@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
 from colossus.policy.checkpoint import expected_mtbf_s, interval_steps, ram_interval_steps
+from colossus.policy.recovery import Decision, Fault, RecoveryState, decide
 from colossus.spec.errors import Problem, SpecError
 from colossus.spec.faults import Effect, FaultClass, FaultProfile, Unit
 from colossus.spec.job import RecoverySpec
 from colossus.spec.machine import Machine
 from colossus.spec.scenario import Recovery, Scenario, Tier
-from colossus.twin.faults import Grounds, rate_per_s
+from colossus.twin.faults import Grounds, is_of_job, rate_per_s
 from colossus.twin.progress import Pace
 from colossus.twin.streams import slowest_of
 from colossus.twin.workload import Workload
 
 _NEVER_S = 1e15
+# What an interruption by the site's power is called.
+GRID = "grid"
 # A twin's faults are diagnosed: they are of chips and cables, and no reason to give the program up.
 _PATIENCE = 10**9
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A class of faults as the loop needs it. ``group``: nodes that one takes; ``needs_disk``: whether the copies in memory go with them."""
+
+    cause: str
+    effect: Effect
+    told: str
+    is_of_job: bool
+    group: int
+    needs_disk: bool
+    slowdown_fraction: float
+    mean_repair_s: float
+
+
 @dataclass(frozen=True)
 class Setting:
-    """``needs_disk``: by class, whether a fault of it takes the copies in memory too. ``saves_disk_s`` and so on: s."""
+    """``kinds``: the profile's classes, in order. ``replica_nodes``: of one data-parallel replica. ``memory_steps``: between copies to memory, None: there are none.
+    ``reforms``: survivors stay in their processes.
+
+    Paces, intervals and decisions are pure functions of a few numbers, and remembered.
+    """
 
     workload: Workload
     machine: Machine
@@ -38,10 +59,15 @@ class Setting:
     restore_memory_s: float
     copy_s: float
     memory_steps: int | None
-    needs_disk: tuple[bool, ...]
+    kinds: tuple[Kind, ...]
     disk_mtbf_s: float
     mtbf_s: float
     recovery_spec: RecoverySpec
+    reforms: bool
+    compile_s: float
+    _paces: dict[tuple[int, float, float, float], Pace] = field(default_factory=dict)
+    _intervals: dict[float, tuple[int | None, str]] = field(default_factory=dict)
+    _decisions: dict[tuple[int, str, int, int, int], Decision] = field(default_factory=dict)
 
     @classmethod
     def of(cls, workload: Workload, machine: Machine, scenario: Scenario, profile: FaultProfile) -> Setting:
@@ -71,13 +97,24 @@ class Setting:
             restore_memory_s=copy_s,
             copy_s=0.0 if tier is Tier.NONE else copy_s,
             memory_steps=_memory_steps(scenario, workload, copy_s),
-            needs_disk=lost,
-            disk_mtbf_s=_mtbf_s(sum(rate for rate, away, stop in zip(rates, lost, stops, strict=True) if away and stop) + (tier is not Tier.PEER) * rates_injected),
+            kinds=tuple(_kind(each, profile, grounds, tier) for each in classes),
+            disk_mtbf_s=_mtbf_s(
+                sum(rate for rate, away, stop in zip(rates, lost, stops, strict=True) if away and stop) + (tier is not Tier.PEER) * rates_injected
+            ),
             mtbf_s=_mtbf_s(sum(rate for rate, stop in zip(rates, stops, strict=True) if stop) + rates_injected),
+            reforms=scenario.recovery.kind in (Recovery.HOT, Recovery.ELASTIC),
+            compile_s=scenario.recovery.compile.mean_s,
             recovery_spec=RecoverySpec(allow_fewer_workers=scenario.recovery.kind is Recovery.ELASTIC, max_restarts_without_progress=_PATIENCE),
         )
 
-    def pace(self, *, num_gang: int, slowdown_fraction: float = 0.0, diurnal_fraction: float = 0.0, speed_fraction: float = 1.0) -> Pace:
+    def pace(self, num_gang: int, slowdown_fraction: float = 0.0, diurnal_fraction: float = 0.0, speed_fraction: float = 1.0) -> Pace:
+        key = (num_gang, slowdown_fraction, diurnal_fraction, speed_fraction)
+        found = self._paces.get(key)
+        if found is None:
+            found = self._paces[key] = self._pace(*key)
+        return found
+
+    def _pace(self, num_gang: int, slowdown_fraction: float, diurnal_fraction: float, speed_fraction: float) -> Pace:
         """A step of a gang of so many nodes, its slowest chip so much slower, at that part of the day, under a cap on speed."""
         workload, stragglers = self.workload, self.scenario.stragglers
         step_s = workload.step_s
@@ -87,7 +124,7 @@ class Setting:
         fewer_s = 0.0 if num_gang == self.num_gang else straggling_s * (self._longer(num_gang) - 1)
         cap_s = 0.0 if speed_fraction == 1 else (straggling_s + fewer_s) * (1 / speed_fraction - 1)
         check = self.scenario.recovery.sdc_check_interval_s
-        return Pace(
+        return Pace.of(
             productive_s=step_s,
             straggler_s=straggling_s - step_s,
             fewer_s=fewer_s,
@@ -103,24 +140,73 @@ class Setting:
 
     def interval_steps(self, step_s: float, *, num_disk_losses: int, elapsed_s: float) -> tuple[int | None, str]:
         """Steps between saves of a gang that begins now, and why."""
+        found = self._intervals.get(step_s)
+        if found is not None:
+            return found
         wanted = self.scenario.checkpoint.interval_s
-        if wanted is None:
-            return None, "no checkpoints are kept"
-        if isinstance(wanted, float):
-            steps = max(1, round(wanted / step_s), ceil(self.save_s / step_s))
-            return steps, f"every {steps * step_s:.3g} s, as the scenario says"
-        mtbf_s = self.disk_mtbf_s
         if wanted == "adaptive":
-            mtbf_s = expected_mtbf_s(prior_mtbf_s=mtbf_s, num_failures=num_disk_losses, elapsed_s=max(elapsed_s, 1.0))
+            mtbf_s = expected_mtbf_s(prior_mtbf_s=self.disk_mtbf_s, num_failures=num_disk_losses, elapsed_s=max(elapsed_s, 1.0))
+            return self._optimum(step_s, mtbf_s)
+        found = self._intervals[step_s] = self._fixed(step_s) if wanted != "daly" else self._optimum(step_s, self.disk_mtbf_s)
+        return found
+
+    def _fixed(self, step_s: float) -> tuple[int | None, str]:
+        wanted = self.scenario.checkpoint.interval_s
+        if not isinstance(wanted, float):
+            return None, "no checkpoints are kept"
+        steps = max(1, round(wanted / step_s), ceil(self.save_s / step_s))
+        return steps, f"every {steps * step_s:.3g} s, as the scenario says"
+
+    def _optimum(self, step_s: float, mtbf_s: float) -> tuple[int, str]:
         recovery = self.scenario.recovery
         restart_s = recovery.start.mean_s + recovery.compile.mean_s + self.restore_disk_s
         decision = interval_steps(save_s=self.save_s, blocked_s=self.blocked_s, step_s=step_s, mtbf_s=mtbf_s, restart_s=restart_s)
         return decision.interval_steps, decision.reason
 
+    def decide(self, kind: int | None, name: str, *, num_gang: int, num_spares: int, num_repair: int) -> Decision:
+        """What policy.recovery does when the gang has so many nodes left; ``kind`` None: we or the grid stopped it."""
+        key = (-1 if kind is None else kind, name, num_gang, num_spares, num_repair)
+        found = self._decisions.get(key)
+        if found is None:
+            found = self._decisions[key] = self._decide(*key)
+        return found
+
+    def _decide(self, kind: int, name: str, num_gang: int, num_spares: int, num_repair: int) -> Decision:
+        target, possible = self.num_gang, num_gang + num_spares
+        fault = Fault(cause=name, detail="ordered") if kind < 0 else Fault(cause=self.kinds[kind].told, detail=name)
+        can_reform = self.reforms and name != GRID
+        smaller = min(possible, target) // self.replica_nodes * self.replica_nodes
+        state = RecoveryState(
+            fault=fault,
+            num_workers=target,
+            num_reformable=min(num_gang, target - 1) if can_reform else 0,
+            num_standbys=num_spares + (num_gang == target),
+            num_possible=possible,
+            smaller_sizes=(smaller,) if 0 < smaller < target else (),
+            num_expected=num_repair,
+        )
+        return decide(state, self.recovery_spec)
+
 
 def is_communication(part: str) -> bool:
     """Whether a part of an estimated step is of the network, by the names of estimate.step."""
     return part in ("tp", "cp", "ep", "pp", "dp", "communication")
+
+
+_TOLD = {Effect.HANG: "hung", Effect.CORRUPT: "corrupt", Effect.PLANNED: "planned"}
+
+
+def _kind(each: FaultClass, profile: FaultProfile, grounds: Grounds, tier: Tier) -> Kind:
+    return Kind(
+        cause=each.cause,
+        effect=each.effect,
+        told=_TOLD.get(each.effect, "killed"),
+        is_of_job=is_of_job(each),
+        group=grounds.group(each.takes),
+        needs_disk=_loses_memory(each, tier),
+        slowdown_fraction=each.slowdown_fraction,
+        mean_repair_s=(each.repair or profile.repair).mean_s,
+    )
 
 
 def _loses_memory(each: FaultClass, tier: Tier) -> bool:
@@ -161,5 +247,3 @@ def _grounds(workload: Workload, machine: Machine, scenario: Scenario) -> Ground
         raise SpecError("scenario", [Problem(path="recovery.num_spares", value=str(wanted), rule=rule, hint=hint)])
     spares = 0 if scenario.recovery.kind is Recovery.WAIT else free if wanted is None else wanted
     return Grounds.of(machine, scenario, num_nodes=nodes + spares, num_gang_nodes=nodes)
-
-

@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from math import pi, sin
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-
-from colossus.policy import recovery
 from colossus.policy.health import is_suspect, should_evict, should_grow
+from colossus.policy.recovery import Action
 from colossus.spec.causes import Cause
-from colossus.spec.faults import Effect, Unit
-from colossus.spec.scenario import Recovery
-from colossus.twin.faults import Fault, draw_faults, is_of_job, lemon_nodes
+from colossus.spec.faults import Effect
+from colossus.twin.faults import Fault, draw_faults, lemon_nodes
 from colossus.twin.kernel import Kernel
 from colossus.twin.nodes import GANG, REPAIR, Nodes
 from colossus.twin.progress import Pace, Progress
-from colossus.twin.setting import Setting
+from colossus.twin.setting import GRID, Setting
 from colossus.twin.streams import draw, stream
 
 if TYPE_CHECKING:
@@ -30,14 +28,13 @@ BOOK = (
 )
 _PRODUCTIVE, _CHECKPOINT, _LOST, _DETECT, _WAIT, _RESTART, _RESTORE, _RECOMPILE, _STRAGGLER, _FEWER, _CAP, _CHECK = range(len(BOOK))
 # A row of the course: the book, then these.
-MARK = ("time_s", "at", "gang", "steps", "spare", "repair", "speed")
+MARK = ("time_s", "speed")
 # A day's course of temperature in steps of so long.
-_DIURNAL_S, _DAY_S = 3 * 3600.0, 86400.0
+_DIURNAL_S, _DAY_S = 6 * 3600.0, 86400.0
 # Events at one time: what comes back goes before what fails, and the end of the job before both.
 _END, _BACK, _LIMIT, _FAULT = 0, 1, 2, 3
 # The parts of a standstill.
 _DETECTING, _WAITING, _PLANNED, _RETURNING = "detecting", "waiting", "planned", "returning"
-_CAUSES = {Effect.HANG: "hung", Effect.CORRUPT: "corrupt", Effect.PLANNED: "planned"}
 
 
 class IncidentRow(NamedTuple):
@@ -57,18 +54,39 @@ class IncidentRow(NamedTuple):
 
 
 class _Outage:
-    """A standstill as it goes: when it began, what is known, and which part it is in."""
+    """A standstill as it goes: when it began, why, what is known, and which part it is in."""
 
-    __slots__ = ("action", "begun_s", "from_step", "is_disk", "kind", "lost_s", "node", "parts_s", "phase", "plan_s", "reason", "to_step", "why")
+    __slots__ = (
+        "action",
+        "begun_s",
+        "fault",
+        "from_step",
+        "is_disk",
+        "kind",
+        "lost_s",
+        "node",
+        "parts_s",
+        "phase",
+        "plan_s",
+        "reason",
+        "to_step",
+        "until_s",
+        "why",
+    )
 
-    def __init__(self, now_s: float, kind: int | None, node: int | None, from_step: int, to_step: int, lost_s: float, is_disk: bool) -> None:
-        self.begun_s = now_s
-        self.kind, self.node = kind, node
-        self.from_step, self.to_step, self.lost_s, self.is_disk = from_step, to_step, lost_s, is_disk
+    def __init__(self, now_s: float, reason: str, to_step: int, is_disk: bool) -> None:
+        self.begun_s = self.until_s = now_s
+        self.kind: int | None = None
+        self.node: int | None = None
+        self.reason = reason
+        self.from_step = self.to_step = to_step
+        self.is_disk = is_disk
+        self.lost_s = 0.0
         self.parts_s = [0.0, 0.0, 0.0, 0.0, 0.0]
-        self.plan_s: tuple[float, ...] = ()
-        self.action = self.reason = self.why = ""
+        self.plan_s = (0.0, 0.0, 0.0)
+        self.action = self.why = ""
         self.phase = _DETECTING
+        self.fault: tuple[str, int | None, int | None] = (reason, None, None)
 
 
 class Job:
@@ -79,13 +97,14 @@ class Job:
         scenario, grounds = setting.scenario, setting.grounds
         self.limits = limits
         self.kernel = Kernel()
-        self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes)
+        self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes, is_kept=is_kept)
         self.progress = Progress()
         self.book = [0.0] * len(BOOK)
         self.faults: Sequence[Fault] = draw_faults(setting.profile, scenario, grounds, seed=seed)
         self.lemons = set(lemon_nodes(setting.profile, grounds, seed=seed).tolist())
         self.chance = _Chance(seed, scenario.recovery)
         self.num_steps = setting.workload.num_steps
+        self._horizon_s = scenario.horizon_s
         self.num_faults = [0] * len(setting.profile.classes)
         self.num_interruptions: dict[str, int] = {}
         self.lost_steps = 0
@@ -101,8 +120,8 @@ class Job:
         self._turn = 0
         self._since_s = 0.0
         self._diurnal = 0.0
+        self._idle = setting.profile.idle_fraction
         self._speed = 1.0
-        self._paces: dict[tuple[int, float, float, float], Pace] = {}
         self._pace = self._pace_now()
         self.is_kept, self.is_logged = is_kept, is_logged
         self.log: list[tuple[Any, ...]] = []
@@ -146,14 +165,19 @@ class Job:
         interval, self.interval_reason = setting.interval_steps(self._pace.step_s, num_disk_losses=self.num_disk_losses, elapsed_s=now_s)
         self.progress.begin(step, interval=interval, blocked_s=setting.blocked_s, save_s=setting.save_s)
         self._since_s = now_s
-        self._mark(now_s)
-        self._start_span(step, now_s)
+        if self.is_kept:
+            self._mark(now_s)
+        if self.is_logged:
+            self._span = Span(now_s, step, list(self.book), self.progress.num_saves)
         self._schedule_end()
 
     def _schedule_end(self) -> None:
         self._turn += 1
-        end_s = self.kernel.now_s + self.progress.remaining_s(self.num_steps, self._pace.step_s)
-        if end_s <= self.setting.scenario.horizon_s:
+        now_s = self.kernel.now_s
+        if now_s + (self.num_steps - self.progress.at) * self._pace.step_s > self._horizon_s:
+            return
+        end_s = now_s + self.progress.remaining_s(self.num_steps, self._pace.step_s)
+        if end_s <= self._horizon_s:
             self.kernel.at(end_s, self._on_end, self._turn, _END)
 
     def _on_end(self, turn: int) -> None:
@@ -168,8 +192,7 @@ class Job:
 
     def _finish_exactly(self) -> None:
         """Rounding must not leave a part of the last step undone."""
-        rest = self.num_steps - self.progress.at
-        self.book[_PRODUCTIVE] += rest * self._pace.productive_s
+        self.book[_PRODUCTIVE] = self.num_steps * self._pace.productive_s
         self.progress.at = float(self.num_steps)
 
     def _close(self, now_s: float) -> None:
@@ -180,22 +203,16 @@ class Job:
             done, blocked_s = self.progress.advance(now_s, elapsed_s, pace.step_s)
             book[_PRODUCTIVE] += done * pace.productive_s
             book[_CHECKPOINT] += blocked_s + done * pace.copy_s
-            book[_STRAGGLER] += done * pace.straggler_s
-            book[_FEWER] += done * pace.fewer_s
-            book[_CAP] += done * pace.cap_s
-            book[_CHECK] += done * pace.check_s
+            if pace.is_longer:
+                book[_STRAGGLER] += done * pace.straggler_s
+                book[_FEWER] += done * pace.fewer_s
+                book[_CAP] += done * pace.cap_s
+                book[_CHECK] += done * pace.check_s
             self.stepping_s += elapsed_s - blocked_s
             self._since_s = now_s
 
     def _pace_now(self) -> Pace:
-        slowest = max(self._slow.values()) if self._slow else 0.0
-        key = (self.nodes.gang, slowest, self._diurnal, self._speed)
-        pace = self._paces.get(key)
-        if pace is None:
-            num_gang, slowdown, diurnal, speed = key
-            pace = self.setting.pace(num_gang=max(num_gang, 1), slowdown_fraction=slowdown, diurnal_fraction=diurnal, speed_fraction=speed)
-            self._paces[key] = pace
-        return pace
+        return self.setting.pace(self.nodes.gang, max(self._slow.values()) if self._slow else 0.0, self._diurnal, self._speed)
 
     def _repace(self) -> None:
         """The step takes another time from now on."""
@@ -220,30 +237,29 @@ class Job:
         fault = faults[place]
         if place + 1 < len(faults):
             self.kernel.at(faults[place + 1].time_s, self._on_fault, place + 1, _FAULT)
-        each = setting.profile.classes[fault.kind]
-        if is_of_job(each):
+        kind = setting.kinds[fault.kind]
+        if kind.is_of_job:
             if self._outage is None:  # a job that does not run has no bugs, and needs no stop
                 self.num_faults[fault.kind] += 1
                 self._interrupt(fault)
             return
-        is_gang = self.nodes.place[fault.node] == GANG
-        if self.nodes.place[fault.node] == REPAIR or (fault.is_lemons and fault.node not in self.lemons):
+        place_of_node = self.nodes.place[fault.node]
+        if place_of_node == REPAIR or (fault.is_lemons and fault.node not in self.lemons):
             return
-        idle = setting.profile.idle_fraction
-        if idle < 1 and fault.luck >= idle and not (is_gang and self._outage is None):
+        is_gang = place_of_node == GANG
+        if self._idle < 1 and fault.luck >= self._idle and not (is_gang and self._outage is None):
             return
         self.num_faults[fault.kind] += 1
-        if each.effect is Effect.SLOW:
+        if kind.effect is Effect.SLOW:
             self._slow_down(fault, is_gang)
-        elif each.effect is Effect.CORRUPT:
+        elif kind.effect is Effect.CORRUPT:
             self._corrupts(fault, is_gang)
-        elif self._take_down(fault, each.takes):
+        elif self._take_down(fault, kind.group):
             self._interrupt(fault)
 
-    def _take_down(self, fault: Fault, takes: Unit) -> bool:
-        """Nodes go into repair; whether the gang lost any."""
+    def _take_down(self, fault: Fault, size: int) -> bool:
+        """A group of nodes goes into repair; whether the gang lost any."""
         self.nodes.tick(self.kernel.now_s)
-        size = self.setting.grounds.group(takes)
         if size <= 1:
             return self._fail(fault.node, fault)
         first = fault.node // size * size
@@ -275,7 +291,7 @@ class Job:
         if is_mended:
             self.lemons.discard(node)
         outage = self._outage
-        if outage is not None and outage.phase is _WAITING and outage.action == recovery.Action.WAIT.value:
+        if outage is not None and outage.phase is _WAITING and outage.action == Action.WAIT.value:
             self._book_down(self.kernel.now_s)
             self._decide(outage)
         elif outage is None and self.nodes.gang < self.setting.num_gang:
@@ -283,17 +299,16 @@ class Job:
 
     def _slow_down(self, fault: Fault, is_gang: bool) -> None:
         """A chip is slower until it is repaired, or swapped out."""
-        each = self.setting.profile.classes[fault.kind]
+        kind = self.setting.kinds[fault.kind]
         if not is_gang:
-            self._take_down(fault, each.takes)
+            self._take_down(fault, kind.group)
             return
-        self._slow[fault.node] = max(each.slowdown_fraction, self._slow.get(fault.node, 0.0))
+        self._slow[fault.node] = max(kind.slowdown_fraction, self._slow.get(fault.node, 0.0))
         self._repace()
-        lasts_s = (each.repair or self.setting.profile.repair).mean_s
         self.kernel.at(self.kernel.now_s + fault.repair_s, self._on_fast, fault.node, _BACK)
         scenario = self.setting.scenario.recovery
-        swap_s = scenario.swap.mean_s if scenario.kind in (Recovery.HOT, Recovery.ELASTIC) else scenario.start.mean_s + scenario.compile.mean_s
-        if scenario.evict_slow and should_evict(slowdown_fraction=each.slowdown_fraction, expected_s=lasts_s, swap_s=swap_s):
+        swap_s = scenario.swap.mean_s if self.setting.reforms else scenario.start.mean_s + scenario.compile.mean_s
+        if scenario.evict_slow and should_evict(slowdown_fraction=kind.slowdown_fraction, expected_s=kind.mean_repair_s, swap_s=swap_s):
             self.kernel.at(self.kernel.now_s + self.chance.evict_s(), self._on_evict, fault, _FAULT)
 
     def _on_fast(self, node: int) -> None:
@@ -334,45 +349,57 @@ class Job:
     # Standing still
 
     def _interrupt(self, fault: Fault | None, *, why: str | None = None, clean: tuple[float, int] | None = None, until_s: float | None = None) -> None:
-        """The gang stands. ``why``: our own decision, or the grid's. ``clean``: when and at which step the state was last good. ``until_s``: the grid is back."""
+        """The gang stands. ``why``: our own decision. ``clean``: when and at which step the state was last good. ``until_s``: when the grid is back."""
         if self._outage is not None:
             if fault is not None:
                 self._again(fault)
             return
         now_s, setting, progress = self.kernel.now_s, self.setting, self.progress
         self._close(now_s)
-        each = setting.profile.classes[fault.kind] if fault is not None else None
-        is_planned = each is not None and each.effect is Effect.PLANNED
-        is_ordered = why is not None and until_s is None
-        is_disk = setting.memory_steps is None or until_s is not None or (fault is not None and not is_ordered and setting.needs_disk[fault.kind])
-        to_step = self._step_to_restore(is_whole=is_planned or is_ordered, is_disk=is_disk, clean=clean)
-        lost = progress.at - to_step
-        lost_s = lost * self._pace.productive_s
-        self._corrupt = [row for row in self._corrupt if row[1] < to_step]
-        self._tell_steps(to_step)
-        self._mark(now_s)
-        if self.is_kept and lost > 0:
-            self.rewinds.append((clean[0] if clean else max(0.0, now_s - lost * self._pace.step_s - self._blocked_within(lost)), now_s))
-        self._lose(lost_s, int(progress.at) - to_step)
-        self.num_disk_losses += is_disk and not (is_planned or is_ordered)
+        kind = setting.kinds[fault.kind] if fault is not None and why is None else None
+        is_planned = kind is not None and kind.effect is Effect.PLANNED
+        is_disk = kind.needs_disk if kind is not None else until_s is not None
+        to_step = self._step_to_restore(is_whole=is_planned or why is not None, is_disk=is_disk, clean=clean)
+        at = progress.at
+        name = kind.cause if kind is not None else why or GRID
+        outage = _Outage(now_s, name, to_step, is_disk or setting.memory_steps is None)
+        if fault is not None:
+            outage.kind = None if why else fault.kind
+            outage.node = None if kind is not None and kind.is_of_job else fault.node
+        if at > to_step:
+            self._lose(outage, at - to_step, now_s, clean)
+        outage.from_step = int(at)
+        self.num_disk_losses += is_disk
+        self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
+        if self._corrupt:
+            self._corrupt = [row for row in self._corrupt if row[1] < to_step]
         if clean is not None:
             progress.disk = to_step
-        name = why or (each.cause if each is not None else "grid")
-        self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
-        outage = self._outage = _Outage(now_s, fault.kind if fault and not is_ordered else None, self._node_of(fault), int(progress.at), to_step, lost_s, is_disk)
-        outage.reason = name
+        self._outage = outage
         self.nodes.tick(now_s)
         self.nodes.steps = False
-        if is_planned and fault is not None:
-            outage.phase, known_s = _PLANNED, now_s + setting.save_s + fault.repair_s
-        elif until_s is not None:
-            outage.phase, known_s = _WAITING, until_s
+        if fault is None or why is not None:
+            outage.until_s = until_s or now_s
+            outage.phase = _DETECTING if until_s is None else _WAITING
+        elif is_planned:
+            outage.phase, outage.until_s = _PLANNED, now_s + setting.save_s + fault.repair_s
         else:
-            detect_s = 0.0 if is_ordered or fault is None else setting.scenario.recovery.sdc_check_s if clean is not None else fault.detect_s
-            outage.phase, known_s = _DETECTING, now_s + detect_s
-        self._known_at(known_s)
+            outage.until_s = now_s + (fault.detect_s if clean is None else setting.scenario.recovery.sdc_check_s)
+        self._know(name)
+
+    def _lose(self, outage: _Outage, lost: float, now_s: float, clean: tuple[float, int] | None) -> None:
+        """So many steps were done for nothing."""
+        pace = self._pace
         if self.is_logged:
-            self.log.append(("fault", now_s, known_s, name, outage.kind, outage.node))
+            self._tell_steps(outage.to_step)
+        if self.is_kept:
+            self._mark(now_s)
+            since_s = clean[0] if clean else now_s - lost * pace.step_s - self._blocked_within(lost)
+            self.rewinds.append((max(0.0, since_s), now_s))
+        outage.lost_s = lost_s = lost * pace.productive_s
+        self.book[_PRODUCTIVE] -= lost_s
+        self.book[_LOST] += lost_s
+        self.lost_steps += int(self.progress.at) - outage.to_step
 
     def _step_to_restore(self, *, is_whole: bool, is_disk: bool, clean: tuple[float, int] | None) -> int:
         """Where the gang will go on from; a stop in good order saves what there is."""
@@ -384,44 +411,49 @@ class Job:
             return int(progress.at)
         return saved if is_disk or self.setting.memory_steps is None else progress.in_memory(self.setting.memory_steps)
 
-    def _lose(self, lost_s: float, num_steps: int) -> None:
-        self.book[_PRODUCTIVE] -= lost_s
-        self.book[_LOST] += lost_s
-        self.lost_steps += num_steps
-
-    def _known_at(self, time_s: float) -> None:
-        self._turn += 1
-        self.kernel.at(time_s, self._on_known, self._turn, _FAULT)
+    def _know(self, name: str, fault: Fault | None = None) -> None:
+        """It takes until ``until_s`` to know what is wrong, or for what was ordered."""
+        outage = self._outage
+        assert outage is not None
+        self._turn = turn = self._turn + 1
+        outage.fault = (name, outage.kind if fault is None else fault.kind, outage.node if fault is None else fault.node)
+        if self.is_logged and (outage.phase is not _DETECTING or outage.until_s <= self.kernel.now_s):
+            self.log.append(("fault", self.kernel.now_s, 0.0, *outage.fault))
+        if self.kernel.jump(outage.until_s):
+            self._on_known(turn)
+        else:
+            self.kernel.at(outage.until_s, self._on_known, turn, _FAULT)
 
     def _blocked_within(self, lost: float) -> float:
         return self.setting.blocked_s * int(lost // self.progress.interval) if self.progress.interval else 0.0
 
-    def _node_of(self, fault: Fault | None) -> int | None:
-        if fault is None or is_of_job(self.setting.profile.classes[fault.kind]):
-            return None
-        return fault.node
-
     def _again(self, fault: Fault) -> None:
         """Another fault while the gang is on its way back: from detection on, all over."""
-        now_s, outage, setting = self.kernel.now_s, self._outage, self.setting
+        now_s, outage = self.kernel.now_s, self._outage
         assert outage is not None
         self._book_down(now_s)
-        if setting.needs_disk[fault.kind] and not outage.is_disk:
+        kind = self.setting.kinds[fault.kind]
+        if kind.needs_disk and not outage.is_disk:
             self._lose_copies(outage)
-        name = setting.profile.classes[fault.kind].cause
-        self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
-        outage.phase = _DETECTING
-        self._known_at(now_s + fault.detect_s)
-        if self.is_logged:
-            self.log.append(("fault", now_s, now_s + fault.detect_s, name, fault.kind, fault.node))
+        self.num_interruptions[kind.cause] = self.num_interruptions.get(kind.cause, 0) + 1
+        known_s = now_s + fault.detect_s
+        if outage.phase is _RETURNING or outage.action:
+            outage.phase, outage.action, outage.until_s = _DETECTING, "", known_s
+        else:  # both are known when the later is; the grid's end, and a stop's, are waited for
+            outage.until_s = max(known_s, outage.until_s)
+        self._know(kind.cause, fault)
 
     def _lose_copies(self, outage: _Outage) -> None:
         """The copies in memory that the gang was to go on from are lost as well."""
         outage.is_disk = True
+        self.num_disk_losses += 1
         to_step = min(self.progress.disk, outage.to_step)
         more = outage.to_step - to_step
-        self._lose(more * self._pace.productive_s, more)
-        outage.to_step, outage.lost_s = to_step, outage.lost_s + more * self._pace.productive_s
+        more_s = more * self._pace.productive_s
+        self.book[_PRODUCTIVE] -= more_s
+        self.book[_LOST] += more_s
+        self.lost_steps += more
+        outage.to_step, outage.lost_s = to_step, outage.lost_s + more_s
 
     def _on_known(self, turn: int) -> None:
         if turn == self._turn and self._outage is not None:
@@ -431,53 +463,37 @@ class Job:
     def _decide(self, outage: _Outage) -> None:
         """What policy does with what is left, and how long that takes."""
         setting, nodes, kernel = self.setting, self.nodes, self.kernel
-        recovery_scenario, target = setting.scenario.recovery, setting.num_gang
-        is_dark = outage.kind is None and outage.reason == "grid"
-        can_reform = recovery_scenario.kind in (Recovery.HOT, Recovery.ELASTIC) and not is_dark
-        smaller = min(nodes.gang + nodes.spare, target) // setting.replica_nodes * setting.replica_nodes
-        decision = recovery.decide(
-            recovery.RecoveryState(
-                fault=self._as_fault(outage),
-                num_workers=target,
-                num_recoveries=self.num_recoveries,
-                num_reformable=min(nodes.gang, target - 1) if can_reform else 0,
-                num_standbys=nodes.spare + (nodes.gang == target),
-                num_possible=nodes.gang + nodes.spare,
-                smaller_sizes=(smaller,) if 0 < smaller < target else (),
-                num_expected=nodes.repair,
-            ),
-            setting.recovery_spec,
-        )
+        decision = setting.decide(outage.kind, outage.reason, num_gang=nodes.gang, num_spares=nodes.spare, num_repair=nodes.repair)
         outage.action, outage.why = decision.action.value, decision.reason
         if self.is_logged:
             self.log.append(("recovery", kernel.now_s, decision.action.value, decision.reason, decision.num_workers))
-        if decision.action is recovery.Action.GIVE_UP:
+        if decision.action is Action.GIVE_UP:
             self._give_up(decision.reason)
             return
-        if decision.action is recovery.Action.WAIT:
+        if decision.action is Action.WAIT:
             outage.phase = _WAITING
             self._turn += 1
             return
-        nodes.tick(kernel.now_s)
-        nodes.resize(decision.num_workers)
+        if nodes.gang != decision.num_workers:
+            nodes.tick(kernel.now_s)
+            nodes.resize(decision.num_workers)
         self.num_recoveries += 1
-        is_reform = can_reform and decision.action is not recovery.Action.RESTART
+        is_reform = setting.reforms and decision.action is not Action.RESTART
         start_s = self.chance.swap_s() if is_reform else self.chance.start_s()
-        compile_s = 0.0 if is_reform else recovery_scenario.compile.mean_s
-        outage.plan_s = (start_s, setting.restore_disk_s if outage.is_disk else setting.restore_memory_s, compile_s)
+        restore_s = setting.restore_disk_s if outage.is_disk else setting.restore_memory_s
+        compile_s = 0.0 if is_reform else setting.compile_s
+        outage.plan_s = (start_s, restore_s, compile_s)
         outage.phase = _RETURNING
-        self._turn += 1
-        kernel.at(kernel.now_s + sum(outage.plan_s), self._on_resumed, self._turn, _BACK)
+        self._turn = turn = self._turn + 1
+        back_s = kernel.now_s + start_s + restore_s + compile_s
+        if kernel.jump(back_s):
+            self._on_resumed(turn)
+        else:
+            kernel.at(back_s, self._on_resumed, turn, _BACK)
 
     def _give_up(self, reason: str) -> None:
         self.failed = reason
         self.kernel.clear()
-
-    def _as_fault(self, outage: _Outage) -> recovery.Fault:
-        if outage.kind is None:
-            return recovery.Fault(cause=outage.reason, detail="ordered")
-        each = self.setting.profile.classes[outage.kind]
-        return recovery.Fault(cause=_CAUSES.get(each.effect, "killed"), detail=each.cause, ranks=() if outage.node is None else (outage.node,))
 
     def _book_down(self, now_s: float) -> None:
         """Gives the time of the standstill up to now to the part it is in."""
@@ -487,21 +503,33 @@ class Job:
         elapsed_s, parts_s, book = now_s - self._since_s, outage.parts_s, self.book
         self._since_s = now_s
         if outage.phase is _RETURNING:
-            for line, part, planned_s in zip((_RESTART, _RESTORE, _RECOMPILE), (2, 3, 4), outage.plan_s, strict=True):
-                took_s = min(elapsed_s, planned_s)
-                book[line] += took_s
-                parts_s[part] += took_s
-                elapsed_s -= took_s
-            book[_RESTART] += elapsed_s  # what rounding leaves
+            start_s, restore_s, compile_s = outage.plan_s
+            took_s = min(elapsed_s, start_s)
+            restored_s = min(elapsed_s - took_s, restore_s)
+            compiled_s = elapsed_s - took_s - restored_s
+            book[_RESTART] += took_s
+            book[_RESTORE] += restored_s
+            book[_RECOMPILE] += compiled_s if compile_s else 0.0
+            book[_RESTART] += 0.0 if compile_s else compiled_s  # what rounding leaves
+            parts_s[2] += took_s
+            parts_s[3] += restored_s
+            parts_s[4] += compiled_s
+            if self.is_logged:
+                self.log.append(("return", now_s, (took_s, restored_s, compiled_s), outage.to_step, outage.action, self.nodes.gang, outage.is_disk))
         elif outage.phase is _DETECTING:
             book[_DETECT] += elapsed_s
             parts_s[0] += elapsed_s
+            if self.is_logged:
+                self.log.append(("fault", now_s, elapsed_s, *outage.fault))
         else:
             saved_s = min(elapsed_s, self.setting.save_s) if outage.phase is _PLANNED else 0.0
             book[_CHECKPOINT] += saved_s
             book[_WAIT] += elapsed_s - saved_s
             parts_s[1] += elapsed_s
-        self._mark(now_s)
+            if self.is_logged:
+                self.log.append(("wait", now_s, saved_s, elapsed_s - saved_s, outage.from_step, outage.why or outage.reason))
+        if self.is_kept:
+            self._mark(now_s)
 
     def _on_resumed(self, turn: int) -> None:
         outage = self._outage
@@ -516,7 +544,7 @@ class Job:
         self.incidents.append(row)
         self._outage = None
         if self.is_logged:
-            self.log.append(("recovered", now_s, row, self.nodes.gang))
+            self.log.append(("recovered", now_s, row))
         self._begin(outage.to_step)
 
     # Growing and limits
@@ -547,22 +575,18 @@ class Job:
         self._book_down(self.kernel.now_s)
         if not self._outage.is_disk:
             self._lose_copies(self._outage)
-        self._outage.kind, self._outage.reason = None, "grid"
-        self._outage.phase, self._outage.action = _WAITING, ""
-        self._known_at(until_s)
+        self.num_interruptions[GRID] = self.num_interruptions.get(GRID, 0) + 1
+        self._outage.kind, self._outage.reason = None, GRID
+        self._outage.phase, self._outage.action, self._outage.until_s = _WAITING, "", until_s
+        self._know(GRID)
 
     # What is kept
 
     def _mark(self, now_s: float) -> None:
-        """The book and the nodes as they were up to now."""
+        """The book as it was up to now."""
         if self.is_kept:
-            nodes = self.nodes
             self.marks.extend(self.book)
-            self.marks.extend((now_s, self.progress.at, nodes.gang, nodes.steps, nodes.spare, nodes.repair, self._speed))
-
-    def _start_span(self, step: float, now_s: float) -> None:
-        if self.is_logged:
-            self._span = Span(now_s, step, list(self.book), self.progress.num_saves)
+            self.marks.extend((now_s, self._speed))
 
     def _tell_steps(self, split: int | None = None, *, is_end: bool = True) -> None:
         """Logs the whole steps since the last such row: up to ``split`` where it lies among them, and after it, unless the span goes on (not ``is_end``).
@@ -621,5 +645,3 @@ class _Chance:
 
     def evict_s(self) -> float:
         return self._next(self._evict, self._recovery.evict_detect)
-
-

@@ -1,0 +1,196 @@
+"""Many simulations of one job with some values varied: which point is best, by how much, and whether chance alone could have made it so.
+
+All points take the same seeds, so that differences are paired: replica i of two points meets the same faults as far as their rules allow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from colossus.report.plan_words import money
+from colossus.report.simulation_words import Spread, spread
+from colossus.report.words import duration
+from colossus.spec.simulation import Tally
+
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Of one replica, what points are compared by."""
+
+    goodput_fraction: float
+    time_to_train_s: float | None
+    usd_per_million_tokens: float | None
+    num_interruptions: int
+
+    @classmethod
+    def of(cls, one: Tally) -> Outcome:
+        per_token = one.bill.usd_per_million_tokens if one.bill else None
+        return cls(
+            goodput_fraction=one.goodput_fraction,
+            time_to_train_s=one.time_to_train_s,
+            usd_per_million_tokens=per_token,
+            num_interruptions=one.num_interruptions,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """The varied values, as they were given, in the order of the dims, and what every replica came to."""
+
+    values: tuple[str, ...]
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is best: its name, the figure, how it is said, whether more of it is better."""
+
+    name: str
+    title: str
+    figure: Callable[[Outcome], float | None]
+    tell: Callable[[float], str]
+    more_is_better: bool
+
+
+def fine_percent(fraction: float) -> str:
+    """Two digits after the point: points of a sweep lie close together."""
+    return f"{fraction * 100:.2f} %"
+
+
+OBJECTIVES = {
+    "goodput": Objective(name="goodput", title="goodput", figure=lambda one: one.goodput_fraction, tell=fine_percent, more_is_better=True),
+    "time": Objective(name="time", title="time to train", figure=lambda one: one.time_to_train_s, tell=duration, more_is_better=False),
+    "cost": Objective(
+        name="cost",
+        title="cost of M tokens",
+        figure=lambda one: one.usd_per_million_tokens,
+        tell=lambda usd: money(usd) if usd >= 10 else f"${usd:.4g}",
+        more_is_better=False,
+    ),
+}
+
+
+def values_of(point: Point, objective: Objective) -> list[float]:
+    """Of the replicas, worst possible where one has none: it never gets there."""
+    never = -math.inf if objective.more_is_better else math.inf
+    return [never if (value := objective.figure(one)) is None else value for one in point.outcomes]
+
+
+def summary(point: Point, objective: Objective) -> Spread | None:
+    """Median and spread; None where no replica has the figure."""
+    known = [value for value in values_of(point, objective) if math.isfinite(value)]
+    return spread(known) if len(known) == len(point.outcomes) and known else None
+
+
+def mean(point: Point, objective: Objective) -> float:
+    return fmean(values_of(point, objective))
+
+
+def ranked(points: Sequence[Point], objective: Objective) -> list[Point]:
+    """Best mean first; equal ones in the order given."""
+    sign = -1.0 if objective.more_is_better else 1.0
+    return sorted(points, key=lambda point: sign * mean(point, objective))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a point stands against the best: how much worse on average, the half-width of that difference's interval, whether it can be told from chance."""
+
+    point: Point
+    worse: float
+    half_width: float | None
+    is_told_apart: bool
+
+
+def standings(points: Sequence[Point], objective: Objective) -> list[Standing]:
+    """Every point but the best, best first: Student's t on paired differences, at 5 % shared over all comparisons (Bonferroni)."""
+    order = ranked(points, objective)
+    best = order[0]
+    sign = 1.0 if objective.more_is_better else -1.0
+    found = []
+    for point in order[1:]:
+        differences = [sign * (one - other) for one, other in zip(values_of(best, objective), values_of(point, objective), strict=True)]
+        half = _half_width(differences, len(order) - 1)
+        worse = fmean(differences) if all(map(math.isfinite, differences)) else math.inf
+        found.append(Standing(point=point, worse=worse, half_width=half, is_told_apart=worse == math.inf or (half is not None and worse > half)))
+    return found
+
+
+def _half_width(differences: Sequence[float], num_compared: int) -> float | None:
+    """Of the mean difference's interval; None for one replica, which has no spread to judge by."""
+    number = len(differences)
+    if number < 2 or not all(map(math.isfinite, differences)):
+        return None
+    from scipy.special import stdtrit  # takes a tenth of a second to import
+
+    return float(stdtrit(number - 1, 1 - _LEVEL / 2 / num_compared)) * stdev(differences) / math.sqrt(number)
+
+
+def name_of(dims: Sequence[str], point: Point) -> str:
+    return ", ".join(f"{dim} {value}" for dim, value in zip(dims, point.values, strict=True))
+
+
+def verdict(dims: Sequence[str], points: Sequence[Point], objective: Objective) -> str:
+    """The best point with its spread, and which others chance could have put before it."""
+    best = ranked(points, objective)[0]
+    found = summary(best, objective)
+    if found is None:
+        return f"No point has a {objective.title}: the job makes no lasting progress in any."
+    told = f"Best {objective.title}: {name_of(dims, best)}, at {found.words(objective.tell)}."
+    others = standings(points, objective)
+    if not others:
+        return told
+    if found.num_values == 1:
+        return f"{told} One replica a point: whether that is more than chance cannot be said; --replicas 10 or more can tell."
+    close = [each.point for each in others if not each.is_told_apart]
+    if not close:
+        return f"{told} {_clear(dims, others[0], objective)}"
+    shown = "; ".join(name_of(dims, point) for point in close[:4]) + (f"; and {len(close) - 4} more" if len(close) > 4 else "")
+    return f"{told} Not to be told apart from it with {found.num_values} replicas: {shown}."
+
+
+def _clear(dims: Sequence[str], runner_up: Standing, objective: Objective) -> str:
+    if runner_up.worse == math.inf:
+        return f"The next, {name_of(dims, runner_up.point)}, does not always get there."
+    return f"Told apart from all others; the next, {name_of(dims, runner_up.point)}, is {_difference(runner_up, objective)} worse on average."
+
+
+def _difference(standing: Standing, objective: Objective) -> str:
+    width = f" (within {objective.tell(standing.half_width)})" if standing.half_width is not None else ""
+    return objective.tell(standing.worse) + width
+
+
+def header(dims: Sequence[str], points: Sequence[Point], objective: Objective) -> tuple[str, ...]:
+    """Of ``cells``."""
+    several = ("9 in 10", "against the best") if len(points[0].outcomes) > 1 else ()
+    return (*dims, objective.title, *several, *(one.title for one in _others(points, objective)), "interruptions")
+
+
+def cells(point: Point, points: Sequence[Point], objective: Objective, standing: Standing | None) -> tuple[str, ...]:
+    """A row of the table of points: medians, and of the objective its spread and how the point stands against the best."""
+    found = summary(point, objective)
+    several: tuple[str, ...] = ()
+    if len(point.outcomes) > 1:
+        several = (f"{objective.tell(found.low)} to {objective.tell(found.high)}" if found else "–", _against(standing, objective))
+    others = (one.tell(mean.median) if (mean := summary(point, one)) else "–" for one in _others(points, objective))
+    times = spread([float(one.num_interruptions) for one in point.outcomes])
+    return (*point.values, objective.tell(found.median) if found else "–", *several, *others, f"{times.median:,.0f}")
+
+
+def _others(points: Sequence[Point], objective: Objective) -> list[Objective]:
+    """The other objectives, those that any point has a figure of."""
+    return [one for one in OBJECTIVES.values() if one.name != objective.name and any(summary(point, one) for point in points)]
+
+
+def _against(standing: Standing | None, objective: Objective) -> str:
+    if standing is None:
+        return "the best"
+    if standing.worse == math.inf:
+        return "never gets there"
+    apart = "" if standing.is_told_apart else ", may be chance" if standing.half_width is not None else ""
+    return f"{objective.tell(standing.worse)} worse{apart}"

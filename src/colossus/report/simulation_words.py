@@ -1,0 +1,346 @@
+"""A simulation in words: verdict, key figures and table cells that terminal, page and live view share."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from colossus.report.plan_words import carbon, energy, money, part_name
+from colossus.report.words import count, duration, percent
+from colossus.spec.causes import BADPUT, LABELS, Cause
+from colossus.spec.simulation import NodeState, SimulatedIncident, Simulation, Tally
+from colossus.spec.units import format_quantity
+
+LOW, HIGH = 0.05, 0.95
+_ACRONYMS = {
+    "gpu": "GPU",
+    "hbm": "HBM",
+    "hbm3": "HBM3",
+    "nic": "NIC",
+    "nvlink": "NVLink",
+    "cpu": "CPU",
+    "sdc": "SDC",
+    "psu": "PSU",
+    "pcie": "PCIe",
+    "nccl": "NCCL",
+    "sram": "SRAM",
+    "ssd": "SSD",
+    "io": "I/O",
+}
+_EFFECTS = {"crash": "died", "hang": "hung", "slow": "slowed down", "corrupt": "computed wrongly", "planned": "planned stop"}
+STATES = {
+    NodeState.WORKING: ("working", "nodes of the job while it steps"),
+    NodeState.STANDING: ("standing", "nodes of the job while it stands still: starting, recovering, waiting"),
+    NodeState.SPARE: ("spare", "healthy nodes that wait to take the place of a lost one"),
+    NodeState.REPAIR: ("in repair", "nodes out of service until they are mended"),
+    NodeState.UNUSED: ("unused", "nodes that the job neither uses nor keeps as spares"),
+}
+BILL_CLASSES = {
+    "chips": "accelerators and servers, their price spread over their life",
+    "network": "switches, cables and optics, spread likewise",
+    "building": "building, power and cooling, spread likewise",
+    "energy": "what the site drew, cooling included",
+    "staff": "people who run the machine",
+    "maintenance": "repairs and parts",
+}
+_HOUR_S, _DAY_S = 3600.0, 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Of one figure over replicas: its median, and between which values nine of ten lie."""
+
+    median: float
+    low: float
+    high: float
+    num_values: int
+
+    def words(self, tell: Callable[[float], str]) -> str:
+        """``92.1 %, 9 in 10 within 91.0 % to 93.2 %``; one replica has no spread."""
+        if self.num_values == 1:
+            return tell(self.median)
+        return f"{tell(self.median)}, 9 in 10 within {tell(self.low)} to {tell(self.high)}"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(median=quantile(values, 0.5), low=quantile(values, LOW), high=quantile(values, HIGH), num_values=len(values))
+
+
+def quantile(values: Sequence[float], fraction: float) -> float:
+    """Linear between the two values around it."""
+    ordered = sorted(values)
+    place = fraction * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def over_replicas(simulation: Simulation, figure: Callable[[Tally], float | None]) -> Spread | None:
+    """Of the replicas that know the figure; None where none does."""
+    values = [value for one in simulation.tallies if (value := figure(one)) is not None]
+    return spread(values) if values else None
+
+
+def heading(simulation: Simulation) -> str:
+    """What was simulated, where."""
+    chips = (
+        f"{simulation.num_job_chips:,} of {simulation.num_chips:,} chips"
+        if simulation.num_job_chips != simulation.num_chips
+        else f"{simulation.num_chips:,} chips"
+    )
+    return f"{simulation.name} on {chips} ({simulation.chip}) of {simulation.machine}"
+
+
+def terms(simulation: Simulation) -> str:
+    """Under which conditions: scenario, faults, seed, replicas."""
+    scenario = simulation.scenario
+    factor = f" x {scenario.fault_factor:g}" if scenario.fault_factor != 1 else ""
+    replicas = f"; {count(len(simulation.tallies), 'replica')}, the first of which is shown over time" if len(simulation.tallies) > 1 else ""
+    return (
+        f"at most {duration(scenario.horizon_s)} simulated; scenario {scenario.name}, faults {simulation.fault_profile}{factor}, seed {scenario.seed}{replicas}"
+    )
+
+
+def verdict(simulation: Simulation) -> str:
+    """What came of it, in two sentences; of the median where there are replicas."""
+    number = len(simulation.tallies)
+    among = f"Median of {number} replicas: " if number > 1 else ""
+    useful = over_replicas(simulation, lambda one: one.goodput_fraction)
+    return f"{among}{_progress(simulation)} {percent(useful.median if useful else 0)} of the time was useful work, {interrupted(simulation)}."
+
+
+def _progress(simulation: Simulation) -> str:
+    wall_s = quantile([one.wall_s for one in simulation.tallies], 0.5)
+    time_s = over_replicas(simulation, lambda one: one.time_to_train_s)
+    ideal = f"{duration(simulation.plan_s)} without any loss"
+    if all(one.done for one in simulation.tallies):
+        return f"Done after {duration(wall_s)}; {ideal}."
+    if time_s is None:
+        return f"No lasting progress in {duration(wall_s)}."
+    share = quantile([one.steps / simulation.num_steps for one in simulation.tallies], 0.5)
+    return f"{percent(share)} of the training done in {duration(wall_s)}; all of it takes {duration(time_s.median)} at this pace, {ideal}."
+
+
+def interrupted(simulation: Simulation) -> str:
+    """``through 419 interruptions, one every 3 h 5 min``."""
+    number = quantile([one.num_interruptions for one in simulation.tallies], 0.5)
+    wall_s = quantile([one.wall_s for one in simulation.tallies], 0.5)
+    return f"through {count(round(number), 'interruption')}, one every {duration(wall_s / number)}" if number >= 1 else "without an interruption"
+
+
+def figures(simulation: Simulation) -> list[tuple[str, str, str]]:
+    """Key figures as (name, value, remark): medians over replicas, with their spread as the remark."""
+    rows = [
+        _figure(simulation, "goodput", lambda one: one.goodput_fraction, percent, "useful steps over wall time"),
+        _figure(simulation, "time to train", lambda one: one.time_to_train_s, duration, f"{duration(simulation.plan_s)} without any loss"),
+        _figure(simulation, "interruptions", lambda one: float(one.num_interruptions), lambda value: f"{value:,.0f}", _every(simulation)),
+        _figure(simulation, "tokens trained", lambda one: one.tokens, lambda value: format_quantity(value, "").strip(), _steps(simulation)),
+    ]
+    if simulation.first.bill is not None:
+        rows += _bill_figures(simulation)
+    return [row for row in rows if row is not None]
+
+
+def _bill_figures(simulation: Simulation) -> list[tuple[str, str, str] | None]:
+    bill = simulation.first.bill
+    if bill is None:
+        return []
+    watts = lambda value: format_quantity(value, "W")
+    per_token = "" if bill.usd_per_million_tokens is None else f"{money(bill.usd_per_million_tokens)} a million tokens"
+    limit = simulation.scenario.power.limit_w
+    return [
+        _figure(simulation, "mean power of the site", lambda one: one.bill.mean_w if one.bill else None, watts, "cooling and losses included"),
+        _figure(simulation, "peak power", lambda one: one.bill.peak_w if one.bill else None, watts, f"limit {watts(limit)}" if limit else ""),
+        _figure(
+            simulation, "energy", lambda one: one.bill.site_j if one.bill else None, energy, "" if bill.carbon_kg_co2e is None else carbon(bill.carbon_kg_co2e)
+        ),
+        _figure(simulation, "cost", lambda one: one.bill.total_usd if one.bill else None, money, per_token),
+    ]
+
+
+def _figure(
+    simulation: Simulation, name: str, figure: Callable[[Tally], float | None], tell: Callable[[float], str], remark: str
+) -> tuple[str, str, str] | None:
+    found = over_replicas(simulation, figure)
+    if found is None:
+        return None
+    low, high = tell(found.low), tell(found.high)
+    ends = f"9 in 10 within {low} to {high}" if low != high else ""
+    return name, tell(found.median), "; ".join(filter(None, [ends, remark]))
+
+
+def _every(simulation: Simulation) -> str:
+    one = simulation.first
+    if not one.num_interruptions:
+        return "none of the faults stopped the job" if sum(one.faults.values()) else ""
+    return f"one every {duration(one.wall_s / one.num_interruptions)}; {count(sum(one.faults.values()), 'fault')} of the whole machine"
+
+
+def _steps(simulation: Simulation) -> str:
+    one = simulation.first
+    lost = f", {one.lost_steps:,} done twice" if one.lost_steps else ""
+    return f"{one.steps:,} of {simulation.num_steps:,} steps{lost}"
+
+
+def time_rows(simulation: Simulation) -> list[tuple[Cause, str, float, float, str]]:
+    """Where the time went, as (cause, label, seconds and fraction of the first replica, fraction over replicas in words)."""
+    first = simulation.first
+    wall = first.wall_s or 1.0
+    shares: Callable[[Tally, Cause], float] = lambda one, cause: (
+        (one.goodput_s if cause is Cause.PRODUCTIVE else one.badput_s.get(cause, 0.0)) / (one.wall_s or 1.0)
+    )
+    rows = []
+    for cause in (Cause.PRODUCTIVE, *BADPUT):
+        found = spread([shares(one, cause) for one in simulation.tallies])
+        if found.high or cause is Cause.PRODUCTIVE:
+            told = f"{percent(found.low)} to {percent(found.high)}" if found.num_values > 1 else ""
+            rows.append((cause, LABELS[cause], shares(first, cause) * wall, shares(first, cause), told))
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class CauseRow:
+    """Interruptions of one cause: how many, over replicas, and what those of the first replica cost."""
+
+    cause: str
+    number: int
+    mean: float
+    fraction: float
+    num_faults: int
+    lost_s: float
+    downtime_s: float
+
+
+def cause_rows(simulation: Simulation) -> list[CauseRow]:
+    """Most frequent first; causes that stopped the job, and those that only struck nodes it did not use."""
+    first, total = simulation.first, max(1, simulation.first.num_interruptions)
+    costs: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for incident in simulation.incidents:
+        costs[incident.cause][0] += incident.lost_s
+        costs[incident.cause][1] += incident.downtime_s
+    names = {*first.interruptions, *first.faults, *(cause for one in simulation.tallies for cause in one.interruptions)}
+    rows = [
+        CauseRow(
+            cause=name,
+            number=first.interruptions.get(name, 0),
+            mean=sum(one.interruptions.get(name, 0) for one in simulation.tallies) / len(simulation.tallies),
+            fraction=first.interruptions.get(name, 0) / total,
+            num_faults=first.faults.get(name, 0),
+            lost_s=costs[name][0],
+            downtime_s=costs[name][1],
+        )
+        for name in names
+    ]
+    return sorted(rows, key=lambda row: (-row.number, -row.mean, -row.num_faults, row.cause))
+
+
+def cause_name(cause: str) -> str:
+    """``hbm3_memory`` as ``HBM3 memory``."""
+    return re.sub(r"[a-z0-9]+", lambda found: _ACRONYMS.get(found[0], found[0]), cause.replace("_", " "))
+
+
+def rate_words(simulation: Simulation) -> str:
+    """How often the job was interrupted, in the unit that operators publish."""
+    one = simulation.first
+    node_days = simulation.num_job_nodes * one.wall_s / _DAY_S
+    return f"{1000 * one.num_interruptions / node_days:.3g} interruptions in 1,000 node-days" if node_days else ""
+
+
+def costliest(simulation: Simulation, most: int = 12) -> list[SimulatedIncident]:
+    """Those that took the most time from the job: lost work and standstill."""
+    return sorted(simulation.incidents, key=lambda each: (-(each.lost_s + each.downtime_s), each.time_s))[:most]
+
+
+INCIDENT_HEADER = ("after", "what", "what was done", "lost work", "standstill", "of it")
+
+
+def incident_cells(incident: SimulatedIncident) -> tuple[str, ...]:
+    return (
+        duration(incident.time_s),
+        incident_words(incident),
+        incident.action.replace("_", " ") + (f": {incident.reason}" if incident.reason else ""),
+        f"{count(incident.lost_steps, 'step')}, {duration(incident.lost_s)}" if incident.lost_steps or incident.lost_s else "none",
+        duration(incident.downtime_s),
+        parts_words(incident),
+    )
+
+
+def incident_words(incident: SimulatedIncident) -> str:
+    """``HBM3 memory, node 417 died``."""
+    where = f"node {incident.node:,} " if incident.node is not None else ""
+    return f"{cause_name(incident.cause)}: {where}{_EFFECTS.get(incident.effect, incident.effect)}"
+
+
+def parts_words(incident: SimulatedIncident) -> str:
+    source = f" from {incident.source}" if incident.source else ""
+    names = {
+        "finding it": incident.detect_s,
+        "waiting for nodes": incident.wait_s,
+        "starting": incident.start_s,
+        f"restoring{source}": incident.restore_s,
+        "compiling": incident.compile_s,
+    }
+    return ", ".join(f"{name} {duration(seconds)}" for name, seconds in names.items() if seconds > 0) or "nothing"
+
+
+def node_rows(simulation: Simulation) -> list[tuple[NodeState, str, float, str]]:
+    """(state, label, mean number of nodes, meaning) of states that occur."""
+    one = simulation.first
+    wall = one.wall_s or 1.0
+    return [(state, label, one.node_s[state] / wall, meaning) for state, (label, meaning) in STATES.items() if one.node_s.get(state)]
+
+
+def money_rows(simulation: Simulation) -> list[tuple[str, float, float, str]]:
+    """(class, dollars, fraction, meaning), largest first."""
+    bill = simulation.first.bill
+    if bill is None or not bill.parts_usd:
+        return []
+    total = sum(bill.parts_usd.values()) or 1.0
+    rows = [(name, usd, usd / total, BILL_CLASSES.get(name, "")) for name, usd in bill.parts_usd.items() if usd]
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def bill_rows(simulation: Simulation) -> list[tuple[str, str]]:
+    """(figure, words) of power, energy, carbon and money."""
+    bill = simulation.first.bill
+    if bill is None:
+        return []
+    watts = lambda value: format_quantity(value, "W")
+    known = [
+        ("swing within a step", f"{watts(bill.swing_w)} from the lowest to the highest power of all nodes together" if bill.swing_w else None),
+        ("steepest change at the grid", format_quantity(bill.ramp_w_per_s, "W/s") if bill.ramp_w_per_s else None),
+        ("drawn by nodes and network", energy(bill.it_j)),
+        ("drawn by the site", f"{energy(bill.site_j)}, cooling and losses included"),
+        ("an hour lost costs", money(bill.lost_hour_usd) if bill.lost_hour_usd is not None else None),
+        ("renting the chips instead", money(bill.rent_usd) if bill.rent_usd is not None else None),
+    ]
+    return [(name, told) for name, told in known if told is not None]
+
+
+def plan_rows(simulation: Simulation) -> list[tuple[str, str]]:
+    """What the simulation starts from: layout, step, its parts, where time and chips stand."""
+    parts = sorted(simulation.parts_s.items(), key=lambda item: -item[1])
+    told = [f"{part_name(name)} {percent(seconds / simulation.step_s)}" for name, seconds in parts if seconds > 0.01 * simulation.step_s]
+    return [
+        ("layout", simulation.layout),
+        ("a step, by the plan", f"{format_quantity(simulation.step_s, 's')} for {simulation.tokens_per_step:,} tokens"),
+        ("of a step", ", ".join(told)),
+        ("the job's nodes", f"{simulation.num_job_nodes:,} of {simulation.num_nodes:,}"),
+        *mfu_rows(simulation),
+    ]
+
+
+def mfu_rows(simulation: Simulation) -> list[tuple[str, str]]:
+    """Model FLOP over the peak: of a step, and over all the time."""
+    if not simulation.model_flop_per_token or not simulation.peak_flop_per_s:
+        return []
+    planned = simulation.model_flop_per_token * simulation.tokens_per_step / simulation.step_s / simulation.peak_flop_per_s
+    one = simulation.first
+    real = simulation.model_flop_per_token * one.tokens / (one.wall_s or 1.0) / simulation.peak_flop_per_s
+    return [("MFU", f"{percent(planned)} of a step, {percent(real)} over all the time")]
+
+
+def chosen_rows(simulation: Simulation) -> list[tuple[str, str]]:
+    return [(name, told) for name, told in simulation.chosen.items()]
