@@ -27,7 +27,9 @@ _LIVE_S, _REDRAW_S, _LINE_EVERY_S = 30.0, 0.1, 1.0
 
 @click.command("simulate")
 @simulation_options
-@click.option("--replicas", type=click.IntRange(min=1), default=1, show_default=True, help="Play it so often, each with a chance of its own, and show the spread.")
+@click.option(
+    "--replicas", type=click.IntRange(min=1), default=1, show_default=True, help="Play it so often, each with a chance of its own, and show the spread."
+)
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Write the page here too; it always lies in the simulation's folder.")
 @click.option("--plots", metavar="FOLDER", type=click.Path(path_type=Path), help="Write every plot as SVG, and as PNG where colossus[png] is installed.")
 @click.option("--live", is_flag=True, help="Watch it: where time goes, nodes, power, interruptions, played in the terminal. Ctrl-C ends the show.")
@@ -58,9 +60,7 @@ def _simulate(ordered: Ordered, num_replicas: int) -> Simulation:
     from colossus.twin import simulate
 
     with progress("replicas", num_replicas) as tell:
-        return simulate(
-            ordered.workload, ordered.machine, ordered.scenario, num_replicas=num_replicas, num_incidents=_MOST_INCIDENTS, on_replica=tell
-        )
+        return simulate(ordered.workload, ordered.machine, ordered.scenario, num_replicas=num_replicas, num_incidents=_MOST_INCIDENTS, on_replica=tell)
 
 
 @contextlib.contextmanager

@@ -20,9 +20,22 @@ if TYPE_CHECKING:
 
 @click.command("sweep")
 @simulation_options
-@click.option("--vary", "vary", multiple=True, required=True, metavar="NAME=VALUES", help="A value of the scenario and what it takes: spares=0,16,64 or checkpoint.interval=10min..4h:5 (equal factors).")
+@click.option(
+    "--vary",
+    "vary",
+    multiple=True,
+    required=True,
+    metavar="NAME=VALUES",
+    help="A value of the scenario and what it takes: spares=0,16,64 or checkpoint.interval=10min..4h:5 (equal factors).",
+)
 @click.option("--replicas", type=click.IntRange(min=1), default=8, show_default=True, help="Play each point so often, with the same seeds at every point.")
-@click.option("--objective", type=click.Choice(["goodput", "time", "cost"]), default="goodput", show_default=True, help="What is best: most goodput, least time to train, least money a token.")
+@click.option(
+    "--objective",
+    type=click.Choice(["goodput", "time", "cost"]),
+    default="goodput",
+    show_default=True,
+    help="What is best: most goodput, least time to train, least money a token.",
+)
 @click.option("--fresh", is_flag=True, help="Simulate all points anew, whatever is done.")
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Write the page here too; it always lies in the sweep's folder.")
 @click.option("--plots", metavar="FOLDER", type=click.Path(path_type=Path), help="Write the plot as SVG, and as PNG where colossus[png] is installed.")

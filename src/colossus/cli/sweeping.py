@@ -205,4 +205,6 @@ def points_of(all_tasks: Sequence[Task], done: dict[str, list[Outcome]]) -> list
 
 
 def as_data(dims: Sequence[Dim], points: Sequence[Point]) -> list[dict[str, Any]]:
-    return [{"values": dict(zip((dim.path for dim in dims), point.values, strict=True)), "replicas": [asdict(one) for one in point.outcomes]} for point in points]
+    return [
+        {"values": dict(zip((dim.path for dim in dims), point.values, strict=True)), "replicas": [asdict(one) for one in point.outcomes]} for point in points
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from colossus.report import svg
 from colossus.report.grid import CHARACTER, grid
@@ -101,7 +102,7 @@ def _bins(values: Sequence[float], width: float) -> list[float]:
     """Means of neighbours, so that one column is about four pixels wide."""
     number = max(1, min(len(values), int(width / _COLUMN)))
     edges = [len(values) * index // number for index in range(number + 1)]
-    return [sum(values[low:high]) / (high - low) for low, high in zip(edges, edges[1:], strict=False)]
+    return [sum(values[low:high]) / (high - low) for low, high in pairwise(edges)]
 
 
 def _stack(course: Course, shown: Sequence[Cause], top: float, width: float, *, legend: bool = False) -> Drawn:

@@ -177,7 +177,7 @@ def cells(point: Point, points: Sequence[Point], objective: Objective, standing:
     several: tuple[str, ...] = ()
     if len(point.outcomes) > 1:
         several = (f"{objective.tell(found.low)} to {objective.tell(found.high)}" if found else "–", _against(standing, objective))
-    others = (one.tell(mean.median) if (mean := summary(point, one)) else "–" for one in _others(points, objective))
+    others = (one.tell(other.median) if (other := summary(point, one)) else "–" for one in _others(points, objective))
     times = spread([float(one.num_interruptions) for one in point.outcomes])
     return (*point.values, objective.tell(found.median) if found else "–", *several, *others, f"{times.median:,.0f}")
 

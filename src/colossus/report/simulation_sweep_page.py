@@ -25,7 +25,13 @@ def plot(dims: Sequence[str], points: Sequence[Point], objective: Objective) -> 
     told = "; ".join(f"{sweeps.name_of(dims, point)}: {objective.tell(sweeps.mean(point, objective))}" for point in known)
     if len(dims) == 1:
         remark = f"Each dot: the median {objective.title} of all replicas at that {dims[0]}; whiskers: 9 in 10. The ring is around the best."
-        return Plot(name="sweep", title=f"{objective.title} by {dims[0]}", remark=remark, description=told, draw=lambda width: _line(dims, known, best, objective, width))
+        return Plot(
+            name="sweep",
+            title=f"{objective.title} by {dims[0]}",
+            remark=remark,
+            description=told,
+            draw=lambda width: _line(dims, known, best, objective, width),
+        )
     remark = f"Each field: the mean {objective.title} at that {dims[0]} (rows) and {dims[1]} (columns); the darker, the better. Framed: the best."
     title = f"{objective.title} by {dims[0]} and {dims[1]}"
     return Plot(name="sweep", title=title, remark=remark, description=told, draw=lambda width: _heat(dims, points, best, objective, width))
@@ -40,15 +46,22 @@ def _line(dims: Sequence[str], points: Sequence[Point], best: Point, objective: 
     y = svg.Scale(low=low - room, high=high + room, start=224, end=24)
     step = (width - left - 16) / len(found)
     places = [left + step * (number + 0.5) for number in range(len(found))]
-    parts = [f'<path class="grid" d="M{left:.1f} {y(tick):.1f}H{width - 8}"/><text class="num" x="{left - 7:.1f}" y="{y(tick) + 4:.1f}" text-anchor="end">{escape(objective.tell(tick))}</text>' for tick in ticks]
+    parts = [
+        f'<path class="grid" d="M{left:.1f} {y(tick):.1f}H{width - 8}"/><text class="num" x="{left - 7:.1f}" y="{y(tick) + 4:.1f}" text-anchor="end">{escape(objective.tell(tick))}</text>'
+        for tick in ticks
+    ]
     parts.append(f'<path class="line s-training" d="M{"L".join(f"{x:.1f} {y(spread.median):.1f}" for x, (_, spread) in zip(places, found, strict=True))}"/>')
     for x, (point, spread) in zip(places, found, strict=True):
         parts.append(f'<path class="whisker" d="M{x:.1f} {y(spread.low):.1f}V{y(spread.high):.1f}"/>')
-        parts.append(f'<circle class="pick" cx="{x:.1f}" cy="{y(spread.median):.1f}" r="4.5"><title>{escape(point.values[0])}: {escape(spread.words(objective.tell))}</title></circle>')
+        parts.append(
+            f'<circle class="pick" cx="{x:.1f}" cy="{y(spread.median):.1f}" r="4.5"><title>{escape(point.values[0])}: {escape(spread.words(objective.tell))}</title></circle>'
+        )
         if point is best:
             parts.append(f'<circle class="whisker" cx="{x:.1f}" cy="{y(spread.median):.1f}" r="9"/>')
     parts += _labels([point.values[0] for point, _ in found], places, 242, step)
-    parts.append(f'<text class="name" x="{width - 8}" y="260" text-anchor="end">{escape(dims[0])}</text><text class="name" x="2" y="12">{escape(objective.title)}</text>')
+    parts.append(
+        f'<text class="name" x="{width - 8}" y="260" text-anchor="end">{escape(dims[0])}</text><text class="name" x="2" y="12">{escape(objective.title)}</text>'
+    )
     return 268, "".join(parts)
 
 
@@ -68,7 +81,10 @@ def _heat(dims: Sequence[str], points: Sequence[Point], best: Point, objective: 
     for point in points:
         x, y = left + step * columns.index(point.values[1]), 40.0 + _CELL * rows.index(point.values[0])
         parts.append(_field(point, objective, (x, y, step), (low, high), is_best=point is best))
-    parts += [f'<text class="num" x="{left - 8:.1f}" y="{40 + _CELL * (number + 0.5) + 4:.1f}" text-anchor="end">{escape(name)}</text>' for number, name in enumerate(rows)]
+    parts += [
+        f'<text class="num" x="{left - 8:.1f}" y="{40 + _CELL * (number + 0.5) + 4:.1f}" text-anchor="end">{escape(name)}</text>'
+        for number, name in enumerate(rows)
+    ]
     parts += _labels(columns, [left + step * (number + 0.5) for number in range(len(columns))], 34, step)
     return 40 + _CELL * len(rows) + 10, "".join(parts)
 
@@ -81,7 +97,11 @@ def _field(point: Point, objective: Objective, box: tuple[float, float, float], 
     share = 0.0 if found is None else (mean - ends[0]) / ((ends[1] - ends[0]) or 1.0)
     good = share if objective.more_is_better or found is None else 1 - share
     frame = f'<rect class="whisker" x="{x + 2:.1f}" y="{y + 2:.1f}" width="{step - 4:.1f}" height="{_CELL - 4}"/>' if is_best else ""
-    text = f'<text class="label" x="{x + step / 2:.1f}" y="{y + _CELL / 2 + 4:.1f}" text-anchor="middle">{escape(told)}</text>' if len(told) * CHARACTER < step else ""
+    text = (
+        f'<text class="label" x="{x + step / 2:.1f}" y="{y + _CELL / 2 + 4:.1f}" text-anchor="middle">{escape(told)}</text>'
+        if len(told) * CHARACTER < step
+        else ""
+    )
     return (
         f'<rect class="bar-a" fill-opacity="{0.04 + 0.5 * good:.2f}" x="{x + 1:.1f}" y="{y + 1:.1f}" width="{step - 2:.1f}" height="{_CELL - 2}">'
         f"<title>{escape(', '.join(point.values))}: {escape(told)}</title></rect>{frame}{text}"
@@ -93,7 +113,13 @@ def page(title: str, terms: str, dims: Sequence[str], points: Sequence[Point], o
     drawn = plot(dims, points, objective)
     told = {each.point: each for each in sweeps.standings(points, objective)}
     rows = [sweeps.cells(point, points, objective, told.get(point)) for point in sweeps.ranked(points, objective)]
-    pictured = "" if drawn is None else _section(drawn.title, "".join(f'<div class="{size}">{drawn.inline(size)}</div>' for size in SIZES) + f'<p class="soft told">{escape(drawn.remark)}</p>')
+    pictured = (
+        ""
+        if drawn is None
+        else _section(
+            drawn.title, "".join(f'<div class="{size}">{drawn.inline(size)}</div>' for size in SIZES) + f'<p class="soft told">{escape(drawn.remark)}</p>'
+        )
+    )
     note = (
         "Every point meets the same seeds, so that differences are due to what was varied as far as the rules allow. "
         "Against the best: the mean difference over replicas, paired by seed; it may be chance where Student's t at 5 %, shared over all comparisons, cannot tell."
@@ -114,7 +140,7 @@ def _section(title: str, body: str) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "".join("<tr>" + "".join(f'<td data-name="{escape(name)}">{escape(cell)}</td>' for name, cell in zip(header, row, strict=True)) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f'<td data-name="{escape(name)}">{escape(cell)}</td>' for name, cell in zip(header, row, strict=True)) + "</tr>" for row in rows
+    )
     return f'<div class="scroll"><table class="rows"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
