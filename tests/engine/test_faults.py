@@ -9,7 +9,7 @@ import time
 import pytest
 
 from colossus.engine.faults import among_living
-from colossus.engine.process import Worker
+from colossus.engine.process import LocalWorker
 from colossus.spec.job import RecoverySpec
 
 SPEC = RecoverySpec(heartbeat_timeout_s=5.0, startup_timeout_s=60.0)
@@ -19,7 +19,7 @@ SPEC = RecoverySpec(heartbeat_timeout_s=5.0, startup_timeout_s=60.0)
 def worker(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     line, _ = socket.socketpair()
-    yield Worker(process=process, line=line, log=tmp_path / "log", started_s=0.0, ready=True, last_progress_s=time.monotonic())
+    yield LocalWorker(process=process, line=line, log=tmp_path / "log", started_s=0.0, ready=True, last_progress_s=time.monotonic())
     process.kill()
     process.wait()
 
@@ -30,7 +30,7 @@ def worker(tmp_path):
 )
 def test_silence_is_a_hang_sooner_where_no_user_code_runs(worker, phase, silence_s, hung):
     worker.phase, worker.last_beat_s = phase, time.monotonic() - silence_s
-    fault = among_living({0: worker}, SPEC, waited_s=0.0)
+    fault = among_living([worker], {0: worker}, SPEC, now=time.monotonic(), waited_s=0.0)
     assert (fault is not None and fault.cause == "hung" and fault.ranks == (0,)) is hung
 
 
@@ -39,4 +39,4 @@ def test_a_stopped_process_is_hung_in_any_phase(worker):
     worker.process.send_signal(signal.SIGSTOP)
     while not worker.is_stopped():
         time.sleep(0.01)
-    assert among_living({0: worker}, SPEC, waited_s=0.0) is not None
+    assert among_living([worker], {0: worker}, SPEC, now=time.monotonic(), waited_s=0.0) is not None

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from colossus.spec.errors import DataError, Problem, SpecError, nearest
-from colossus.spec.machine import How
 
 FOLDER = "measured"
 SCHEMA = 2  # of files of coefficients
@@ -230,9 +229,10 @@ def usable_memory_fraction() -> float:
     return _read("rates.toml")["usable_memory_fraction"]
 
 
-def training_power_fraction(how: How) -> float:
-    """Of a node's power at full load that it draws on average while it trains; ``how`` that full load was obtained."""
-    return _read("power.toml")["training_power_fraction_of_measured" if how is How.MEASURED else "training_power_fraction"]
+@cache
+def power_figures(table: str) -> dict[str, Any]:
+    """One table of ``measured/power.toml``: node, chip, utilisation, clock, cooling, swing or battery."""
+    return _read("power.toml")[table]
 
 
 @cache

@@ -24,6 +24,7 @@ class SiteFigures(Spec):
     pue: PureFigure | None = None
     network_w_per_chip: WattFigure | None = None
     purchase_usd_per_chip: UsdFigure | None = None
+    construction_usd_per_chip: UsdFigure | None = None
     rent_usd_per_s_per_chip: UsdPerSFigure | None = None
     energy_usd_per_j: UsdPerJFigure | None = None
     carbon_kg_co2e_per_j: KgCo2ePerJFigure | None = None

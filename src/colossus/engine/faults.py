@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import time
+from collections.abc import Iterable, Mapping
 
 from colossus.engine.process import Worker
 from colossus.policy.recovery import Fault
@@ -17,10 +17,10 @@ _STALL_FACTOR = 20.0
 _STALL_S = 60.0
 
 
-def exited(culprits: dict[int, Worker]) -> Fault:
+def exited(culprits: Mapping[int, Worker]) -> Fault:
     """What the exits of workers say: the first cause, in words."""
     worker = next(iter(culprits.values()))
-    code = worker.process.returncode
+    code = worker.exit_code or 0
     if worker.failure is not None:
         permanent = bool(worker.failure.get("permanent"))
         return Fault(cause="exited", detail=worker.failure["error"], ranks=tuple(culprits), permanent=permanent)
@@ -30,16 +30,18 @@ def exited(culprits: dict[int, Worker]) -> Fault:
     return Fault(cause="exited", detail=f"with code {code}", ranks=tuple(culprits))
 
 
-def among_living(gang: dict[int, Worker], spec: RecoverySpec, *, waited_s: float) -> Fault | None:
-    """A fault although every process lives. ``waited_s``: since a survivor said that a peer is lost, 0 where none did."""
-    now = time.monotonic()
-    hung = [rank for rank, worker in gang.items() if _is_silent(worker, spec, now)]
+def among_living(gang: Iterable[Worker], silent: Mapping[int, Worker], spec: RecoverySpec, *, now: float, waited_s: float) -> Fault | None:
+    """A fault although every process lives. ``silent``: those that did not beat in time, by rank; of them alone each is looked at.
+
+    ``waited_s``: since a survivor said that a peer is lost, 0 where none did.
+    """
+    hung = {rank: worker for rank, worker in silent.items() if _is_silent(worker, spec, now)}
     if hung:
-        silence_s = max(now - gang[rank].last_beat_s for rank in hung)
+        silence_s = max(now - worker.last_beat_s for worker in hung.values())
         return Fault(cause="hung", detail=f"no sign of life for {silence_s:.1f} s", ranks=tuple(hung))
     if waited_s > _BLAME_S:
         return Fault(cause="peer", detail="a collective failed though every worker lives", ranks=())
-    if gang and all(_is_stalled(worker, spec, now) for worker in gang.values()):
+    if _all_stalled(gang, spec, now):
         return Fault(cause="hung", detail="all workers beat but no step ends", ranks=())
     return None
 
@@ -51,6 +53,16 @@ def _is_silent(worker: Worker, spec: RecoverySpec, now: float) -> bool:
         return False
     patient = not worker.ready or worker.phase == "joined"
     return not patient or silence_s > spec.startup_timeout_s or worker.is_stopped()
+
+
+def _all_stalled(gang: Iterable[Worker], spec: RecoverySpec, now: float) -> bool:
+    """Ends at the first that is not, which in a gang that steps is the first of all."""
+    some = False
+    for worker in gang:
+        some = True
+        if not _is_stalled(worker, spec, now):
+            return False
+    return some
 
 
 def _is_stalled(worker: Worker, spec: RecoverySpec, now: float) -> bool:

@@ -1,22 +1,27 @@
-"""One worker process as its supervisor sees it: its pid, its line, what it last said."""
+"""Workers as their supervisor sees them, and the engines that they run in: how they start and die, and what time it is."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import selectors
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 
+from colossus.engine.coordination import CoordinationService
 from colossus.engine.machine import usable_cores
+
+_TICK_S = 0.05
 
 # XLA's CPU runtime allocates a step's temporaries anew each time. In huge pages that the process keeps, instead of small
 # ones that the kernel clears for every step, a step of a 14 M Llama takes 6 % less time (LAB.md). Only glibc reads this.
@@ -44,13 +49,10 @@ def _unused(folder: Path, number: int) -> Path:
     return next(folder / name for name in names if not (folder / name).exists())
 
 
-@dataclass
+@dataclass(eq=False, kw_only=True)
 class Worker:
-    """``rank`` is None while it stands by. Times are the monotonic clock of the supervisor."""
+    """What every engine's workers have. ``rank`` is None while it stands by. Times are the engine's clock."""
 
-    process: subprocess.Popen[bytes]
-    line: socket.socket
-    log: Path
     started_s: float
     rank: int | None = None
     ready: bool = False
@@ -61,25 +63,72 @@ class Worker:
     last_progress_s: float = 0.0
     step_s: float = 0.0
     failure: dict[str, Any] | None = None
+
+    @property
+    def pid(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it lives; minus the signal's number where one killed it."""
+        raise NotImplementedError
+
+    def send(self, order: dict[str, Any]) -> None:
+        """Gives an order; a worker that is gone is noticed by its exit, not here."""
+        raise NotImplementedError
+
+    def messages(self) -> list[dict[str, Any]]:
+        """What it said since the last call. One with ``all`` speaks for every rank of its gang."""
+        raise NotImplementedError
+
+    def strike(self) -> None:
+        """SIGKILL, on purpose; its exit is news like any other."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """Ends it for good, if it has not ended, and lets go of it."""
+        raise NotImplementedError
+
+    def is_stopped(self) -> bool:
+        """Whether the system holds it (SIGSTOP, a debugger), so that it cannot even beat."""
+        return False
+
+    def last_words(self, num_lines: int = 12) -> str:
+        """The end of its log, without the noise that XLA writes on the way down."""
+        return ""
+
+
+@dataclass(eq=False, kw_only=True)
+class LocalWorker(Worker):
+    """A child process, with a line to it."""
+
+    process: subprocess.Popen[bytes]
+    line: socket.socket
+    log: Path
     _rest: bytes = field(default=b"", repr=False)
 
     @property
     def pid(self) -> int:
         return self.process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        return self.process.poll()
+
     def send(self, order: dict[str, Any]) -> None:
-        """Gives an order; a worker that is gone is noticed by its exit, not here."""
         with contextlib.suppress(OSError):
             self.line.sendall((json.dumps(order) + "\n").encode())
 
     def messages(self) -> list[dict[str, Any]]:
-        """What it said since the last call."""
         try:
             data = self.line.recv(1 << 16)
         except (BlockingIOError, ConnectionError):
             return []
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [json.loads(line) for line in lines]
+
+    def strike(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -88,14 +137,12 @@ class Worker:
         self.line.close()
 
     def is_stopped(self) -> bool:
-        """Whether the system holds it (SIGSTOP, a debugger), so that it cannot even beat."""
         try:
             return psutil.Process(self.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
         except psutil.Error:
             return False
 
     def last_words(self, num_lines: int = 12) -> str:
-        """The end of its log, without the noise that XLA writes on the way down."""
         try:
             lines = self.log.read_text(errors="replace").splitlines()
         except OSError:
@@ -103,12 +150,47 @@ class Worker:
         return "\n".join(line[:300] for line in lines[-num_lines:])
 
 
+class Service(Protocol):
+    """Where the members of one gang meet."""
+
+    @property
+    def address(self) -> str: ...
+
+    def shutdown(self, *, wait: bool = True) -> None: ...
+
+
 class Engine(Protocol):
-    """Where workers run. ``start`` returns at once; the worker says when it is ready."""
+    """Where workers run, and in what time: a real one, or the twin's. ``start`` returns at once; the worker says when it is ready."""
+
+    def now_s(self) -> float:
+        """A clock that never goes back."""
+        ...
+
+    def wall_s(self) -> float:
+        """The time that events carry."""
+        ...
+
+    def sleep(self, duration_s: float) -> None: ...
+
+    def wait(self, wake_s: float | None = None) -> Iterable[Worker]:
+        """The workers that said something or ended since the last call. Comes back by ``wake_s``, and whenever faults may show that nobody tells."""
+        ...
+
+    def silent(self, since_s: float) -> Iterable[Worker]:
+        """Living workers of which nothing was heard after ``since_s``; more of them do no harm."""
+        ...
 
     def start(self, number: int) -> Worker: ...
 
+    def dismiss(self, worker: Worker) -> None:
+        """Ends a worker and forgets it."""
+        ...
+
+    def service(self, num_workers: int, *, port: int | None, heartbeat_timeout_s: float) -> Service: ...
+
     def cores(self, rank: int, num_workers: int) -> list[int]: ...
+
+    def close(self) -> None: ...
 
 
 class LocalEngine:
@@ -120,6 +202,51 @@ class LocalEngine:
         self._environment = environment or {}
         self._logs = run_folder / "logs"
         self._logs.mkdir(exist_ok=True)
+        self._selector = selectors.DefaultSelector()
+        self._living: dict[LocalWorker, None] = {}
+
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    def wall_s(self) -> float:
+        return time.time()
+
+    def sleep(self, duration_s: float) -> None:
+        time.sleep(duration_s)
+
+    def wait(self, wake_s: float | None = None) -> list[Worker]:
+        """Looks at every process each time: exits are found even where the system tells of none."""
+        heard: dict[Worker, None] = {}
+        for key, _ in self._selector.select(_TICK_S):
+            if isinstance(key.data, LocalWorker):
+                heard[key.data] = None
+            else:  # a pidfd: its process is gone
+                self._selector.unregister(key.fileobj)
+                os.close(key.fd)
+        for worker in [worker for worker in self._living if worker.exit_code is not None]:
+            del self._living[worker]
+            heard[worker] = None
+            self._forget(worker)
+        return list(heard)
+
+    def silent(self, since_s: float) -> list[Worker]:
+        return [worker for worker in self._living if worker.last_beat_s < since_s]
+
+    def service(self, num_workers: int, *, port: int | None, heartbeat_timeout_s: float) -> Service:
+        return CoordinationService(num_workers, port=port, heartbeat_timeout_s=heartbeat_timeout_s)
+
+    def dismiss(self, worker: Worker) -> None:
+        assert isinstance(worker, LocalWorker)
+        self._forget(worker)
+        self._living.pop(worker, None)
+        worker.kill()
+
+    def close(self) -> None:
+        self._selector.close()
+
+    def _forget(self, worker: LocalWorker) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(worker.line)
 
     def start(self, number: int) -> Worker:
         ours, theirs = socket.socketpair()
@@ -138,7 +265,12 @@ class LocalEngine:
             )
         ours.setblocking(False)
         now = time.monotonic()
-        return Worker(process=process, line=ours, log=log, started_s=now, last_beat_s=now, last_progress_s=now)
+        worker = LocalWorker(process=process, line=ours, log=log, started_s=now, last_beat_s=now, last_progress_s=now)
+        self._living[worker] = None
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+        with contextlib.suppress(AttributeError, OSError):  # not on every system; the look at all processes finds exits too
+            self._selector.register(os.pidfd_open(worker.pid), selectors.EVENT_READ, None)
+        return worker
 
     def cores(self, rank: int, num_workers: int) -> list[int]:
         return share_of_cores(rank, num_workers)

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import signal
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from colossus.engine import faults
-from colossus.engine.coordination import CoordinationService
 from colossus.engine.outage import Outage
-from colossus.engine.process import Engine, Worker
+from colossus.engine.process import Engine, Service, Worker
 from colossus.policy import recovery
 from colossus.policy.checkpoint import expected_mtbf_s
 from colossus.spec.errors import EngineError
@@ -28,7 +26,6 @@ from colossus.spec.job import RecoverySpec
 from colossus.spec.layout import Layout
 from colossus.spec.run import Run
 
-_TICK_S = 0.05
 _GENTLE_STOP_S = 600.0
 _STANDBY_PAUSE_S = 5.0
 # How long the others are watched when a fault comes back, to tell a bad place from a program that fails in all.
@@ -36,6 +33,8 @@ _SETTLE_S = 10.0
 # We find hangs by our own, shorter heartbeat; JAX's would end the survivors with SIGABRT. Service and members must have
 # the same: a member beats twice in its own timeout, and a service with a shorter one holds it for dead before that.
 _NATIVE_HEARTBEAT_S = 300.0
+# A gang's process ids are told for so many ranks: with a million of them no one reads on.
+_MOST_PIDS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +65,17 @@ class Supervisor:
         self._task = task
         self._engine = engine
         self._on_tick = on_tick
-        self._selector = selectors.DefaultSelector()
         self._gang: dict[int, Worker] = {}
+        self._gone: dict[Worker, None] = {}
         self._standbys: list[Worker] = []
-        self._service: CoordinationService | None = None
-        self._old_services: list[CoordinationService] = []
+        self._service: Service | None = None
+        self._old_services: list[Service] = []
         self._num_started = 0
-        self._living: list[Worker] = []
+        self._living: dict[Worker, None] = {}
         self._generation = 0
         self._num_workers = task.num_workers
-        self._began_s = time.monotonic()
-        self._session = f"{os.getpid()}-{time.time_ns()}"
+        self._began_s = engine.now_s()
+        self._session = f"{os.getpid()}-{round(engine.wall_s() * 1e9)}"
         self._num_faults = 0
         self._num_recoveries = 0
         self._num_without_progress = 0
@@ -85,7 +84,7 @@ class Supervisor:
         self._peer_failure_s: float | None = None
         self._outage: Outage | None = None
         self._next_standby_s = 0.0
-        self._kills = list(task.kills)
+        self._kills = sorted(task.kills, key=lambda kill: kill.step)
         self._injected_s: dict[int, float] = {}
         self._stop_level = 0
         self._stop_sent_s: float | None = None
@@ -97,7 +96,7 @@ class Supervisor:
             try:
                 self._start_gang([self._start_worker() for _ in range(self._num_workers)], how="start")
                 while True:
-                    self._wait()
+                    self._wait(self._wake_s())
                     status = self._look()
                     self._on_tick()
                     if status is not None:
@@ -110,10 +109,10 @@ class Supervisor:
         if self._stop_level >= 2:
             return "interrupted"
         if self._stop_level == 1 and self._stop_sent_s is None:
-            self._stop_sent_s = time.monotonic()
+            self._stop_sent_s = self._engine.now_s()
             for worker in self._gang.values():
                 worker.send({"do": "stop"})
-        if self._stop_sent_s is not None and time.monotonic() - max(self._stop_sent_s, self._last_progress_s()) > _GENTLE_STOP_S:
+        if self._stop_sent_s is not None and self._engine.now_s() - max(self._stop_sent_s, self._last_progress_s()) > _GENTLE_STOP_S:
             return "interrupted"
         self._inject()
         if len(self._ended) == self._num_workers:
@@ -134,29 +133,33 @@ class Supervisor:
     # Finding faults
 
     def _find_fault(self) -> recovery.Fault | None:
-        running = {rank: worker for rank, worker in self._gang.items() if rank not in self._ended}
-        gone = {rank: worker for rank, worker in running.items() if worker.process.poll() is not None}
-        for worker in gone.values():
-            self._listen(worker)  # its last words may say that it ended well
-        culprits = {rank: worker for rank, worker in gone.items() if rank not in self._ended}
+        """Looks at those that ended or went silent alone: a gang of thousands costs no more than one of two."""
+        culprits = self._members(self._gone)
         if culprits:
             return faults.exited(culprits)
-        waited_s = 0.0 if self._peer_failure_s is None else time.monotonic() - self._peer_failure_s
-        living = {rank: worker for rank, worker in running.items() if rank not in self._ended}
-        return faults.among_living(living, self._task.recovery, waited_s=waited_s)
+        now, spec = self._engine.now_s(), self._task.recovery
+        waited_s = 0.0 if self._peer_failure_s is None else now - self._peer_failure_s
+        silent = self._members(self._engine.silent(now - spec.heartbeat_timeout_s))
+        living = (worker for rank, worker in self._gang.items() if rank not in self._ended)
+        return faults.among_living(living, silent, spec, now=now, waited_s=waited_s)
+
+    def _members(self, workers: Iterable[Worker]) -> dict[int, Worker]:
+        """Those of them that are part of the gang and have not said that they are done, by rank."""
+        found = {worker.rank: worker for worker in workers if worker.rank is not None and self._gang.get(worker.rank) is worker}
+        return {rank: found[rank] for rank in sorted(found) if rank not in self._ended}
 
     def _settled(self, fault: recovery.Fault) -> recovery.Fault:
         """The fault once the other ranks failed too or showed that they only miss their peers."""
-        deadline_s = time.monotonic() + _SETTLE_S
+        deadline_s = self._engine.now_s() + _SETTLE_S
         others = [worker for rank, worker in self._gang.items() if rank not in fault.ranks]
-        while time.monotonic() < deadline_s and self._stop_level < 2 and any(worker.process.poll() is None and not worker.waiting for worker in others):
-            self._wait()
+        while self._engine.now_s() < deadline_s and self._stop_level < 2 and any(worker.exit_code is None and not worker.waiting for worker in others):
+            self._wait(deadline_s)
         return self._find_fault() or fault
 
     # Recovering
 
     def _recover(self, fault: recovery.Fault) -> None:
-        now = time.monotonic()
+        now = self._engine.now_s()
         at_s = self._fault_time(fault, now)
         self._num_faults += 1
         progress = self._outage is None or self._furthest_step > self._outage.from_step
@@ -169,7 +172,7 @@ class Supervisor:
         self._tell("fault", cause=fault.cause, detail=fault.detail, detected_s=now - at_s, rank=fault.ranks[0] if fault.ranks else None)
         for rank in fault.ranks:
             self._dismiss(self._gang.pop(rank))
-        survivors = {rank: worker for rank, worker in self._gang.items() if worker.process.poll() is None}
+        survivors = {rank: worker for rank, worker in self._gang.items() if worker.exit_code is None}
         decision = recovery.decide(self._recovery_state(fault, survivors), self._task.recovery)
         self._tell("recovery", action=decision.action.value, reason=decision.reason, num_workers=decision.num_workers)
         if decision.action is recovery.Action.GIVE_UP:
@@ -177,7 +180,8 @@ class Supervisor:
         self._num_recoveries += 1
         self._outage = Outage(at_s=at_s, detected_s=now, from_step=self._furthest_step)
         self._peer_failure_s = None
-        time.sleep(decision.delay_s)
+        if decision.delay_s:
+            self._engine.sleep(decision.delay_s)
         if decision.action is recovery.Action.REFORM:
             self._reform(survivors)
         else:
@@ -207,10 +211,10 @@ class Supervisor:
     def _reform(self, survivors: dict[int, Worker]) -> None:
         free = [rank for rank in range(self._num_workers) if rank not in survivors]
         ready = [worker for worker in self._standbys if worker.ready]
-        workers = dict(survivors) | dict(zip(free, ready, strict=False))
-        for worker in workers.values():
-            if worker in self._standbys:
-                self._standbys.remove(worker)
+        filled = dict(zip(free, ready, strict=False))
+        workers = survivors | filled
+        taken = set(filled.values())
+        self._standbys = [worker for worker in self._standbys if worker not in taken]
         self._start_gang([workers[rank] for rank in range(self._num_workers)], how="reform")
 
     def _restart(self, num_workers: int) -> None:
@@ -235,10 +239,11 @@ class Supervisor:
             self._old_services.append(self._service)
         self._generation += 1
         size = len(workers)
-        self._service = CoordinationService(size, port=spec.coordinator_port, heartbeat_timeout_s=_NATIVE_HEARTBEAT_S) if size > 1 else None
-        mtbf_s = expected_mtbf_s(prior_mtbf_s=self._task.prior_mtbf_s, num_failures=self._num_faults, elapsed_s=time.monotonic() - self._began_s)
+        self._service = self._engine.service(size, port=spec.coordinator_port, heartbeat_timeout_s=_NATIVE_HEARTBEAT_S) if size > 1 else None
+        now = self._engine.now_s()
+        mtbf_s = expected_mtbf_s(prior_mtbf_s=self._task.prior_mtbf_s, num_failures=self._num_faults, elapsed_s=now - self._began_s)
         self._ended.clear()
-        now = time.monotonic()
+        address, layout = self._service.address if self._service else None, self._task.layouts[size].to_data()
         for rank, worker in enumerate(workers):
             survives = rank in self._gang and self._gang[rank] is worker
             worker.rank, worker.waiting, worker.last_progress_s = rank, False, now
@@ -250,34 +255,37 @@ class Supervisor:
                     "native_heartbeat_s": _NATIVE_HEARTBEAT_S,
                     "anew": self._num_without_progress > 0,
                     "attempt": self._generation,
-                    "address": self._service.address if self._service else None,
+                    "address": address,
                     "num_workers": size,
                     "rank": rank,
                     "cores": self._engine.cores(rank, size),
-                    "layout": self._task.layouts[size].to_data(),
+                    "layout": layout,
                     "mtbf_s": mtbf_s,
                 }
             )
         self._gang = dict(enumerate(workers))
-        self._tell("attempt_started", attempt=self._generation, num_workers=size, how=how, pids=[worker.pid for worker in workers])
+        self._tell("attempt_started", attempt=self._generation, num_workers=size, how=how, pids=[worker.pid for worker in workers[:_MOST_PIDS]])
 
     def _start_worker(self) -> Worker:
         self._num_started += 1
         worker = self._engine.start(self._num_started)
-        self._living.append(worker)
-        self._selector.register(worker.line, selectors.EVENT_READ, worker)
-        with contextlib.suppress(AttributeError, OSError):  # not on every system; the tick finds exits too
-            self._selector.register(os.pidfd_open(worker.pid), selectors.EVENT_READ, None)
+        self._living[worker] = None
         return worker
 
     def _tend_standbys(self) -> None:
         """Starts standbys once the gang trains, so that they do not slow its start; not in a hurry where they die."""
-        self._standbys = [worker for worker in self._standbys if worker.process.poll() is None]
-        training = all(worker.phase == "stepping" for worker in self._gang.values())
+        dead = [worker for worker in self._standbys if worker in self._gone]
+        for worker in dead:
+            self._standbys.remove(worker)
+            self._dismiss(worker)
         missing = self._task.recovery.num_standbys - len(self._standbys)
-        if training and missing > 0 and time.monotonic() >= self._next_standby_s:
-            self._next_standby_s = time.monotonic() + _STANDBY_PAUSE_S
+        if missing > 0 and self._engine.now_s() >= self._next_standby_s and all(worker.phase == "stepping" for worker in self._gang.values()):
+            self._next_standby_s = self._engine.now_s() + _STANDBY_PAUSE_S
             self._standbys += [self._start_worker() for _ in range(missing)]
+
+    def _wake_s(self) -> float | None:
+        """When there is something to do although nobody says anything."""
+        return self._next_standby_s if len(self._standbys) < self._task.recovery.num_standbys and self._next_standby_s > self._engine.now_s() else None
 
     def _close_old_services(self) -> None:
         """A service may only end when its survivors have left it: that is when all are in the next gang."""
@@ -288,30 +296,35 @@ class Supervisor:
 
     # Listening
 
-    def _wait(self) -> None:
-        for key, _ in self._selector.select(_TICK_S):
-            if isinstance(key.data, Worker):
-                self._listen(key.data)
-            else:  # a pidfd: its process is gone, and the look at the gang finds whose
-                self._selector.unregister(key.fileobj)
-                os.close(key.fd)
+    def _wait(self, wake_s: float | None = None) -> None:
+        for worker in self._engine.wait(wake_s):
+            is_gone = worker.exit_code is not None  # asked before its last words are read, which may say that it ended well
+            while self._listen(worker) and is_gone:
+                pass
+            if is_gone and worker in self._living:
+                self._gone[worker] = None
 
-    def _listen(self, worker: Worker) -> None:
-        for message in worker.messages():
-            worker.last_beat_s = time.monotonic()
+    def _listen(self, worker: Worker) -> bool:
+        """Hears what a worker said; whether it said anything."""
+        messages = worker.messages()
+        for message in messages:
+            worker.last_beat_s = self._engine.now_s()
             if message["attempt"] not in (None, self._generation):
                 continue  # of a gang that is no more
             getattr(self, f"_on_{message['say']}")(worker, message)
-        if worker.process.poll() is not None:
-            with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(worker.line)
+        return bool(messages)
+
+    def _speakers(self, worker: Worker, message: dict[str, Any]) -> Iterable[Worker]:
+        """Whom a message is from: a worker, or through it all of its gang."""
+        return self._gang.values() if message.get("all") else (worker,)
 
     def _on_beat(self, worker: Worker, message: dict[str, Any]) -> None:
         pass
 
     def _on_phase(self, worker: Worker, message: dict[str, Any]) -> None:
-        now = time.monotonic()
-        worker.phase, worker.last_progress_s = message["phase"], now
+        now = self._engine.now_s()
+        for each in self._speakers(worker, message):
+            each.phase, each.last_progress_s = message["phase"], now
         if message["phase"] == "imported":
             worker.ready = True
             if worker in self._standbys:
@@ -325,9 +338,10 @@ class Supervisor:
             self._outage.reached(message["phase"], now, message)
 
     def _on_step(self, worker: Worker, message: dict[str, Any]) -> None:
-        now = time.monotonic()
-        worker.step, worker.step_s, worker.last_progress_s = message["step"], message["step_s"], now
-        worker.phase = "stepping"
+        now = self._engine.now_s()
+        for each in self._speakers(worker, message):
+            each.step, each.step_s, each.last_progress_s = message["step"], message["step_s"], now
+            each.phase = "stepping"
         if worker.rank != 0:
             return
         if self._outage is not None and "first_step" not in self._outage.marks:
@@ -337,47 +351,49 @@ class Supervisor:
 
     def _on_busy(self, worker: Worker, message: dict[str, Any]) -> None:
         """Between steps: evaluating, saving, rolling back. It may take long, and is no hang."""
-        worker.phase, worker.last_progress_s = "busy", time.monotonic()
+        now = self._engine.now_s()
+        for each in self._speakers(worker, message):
+            each.phase, each.last_progress_s = "busy", now
 
     def _on_peer_failure(self, worker: Worker, message: dict[str, Any]) -> None:
-        worker.waiting = True
+        for each in self._speakers(worker, message):
+            each.waiting = True
         if self._peer_failure_s is None:
-            self._peer_failure_s = time.monotonic()
+            self._peer_failure_s = self._engine.now_s()
 
     def _on_failed(self, worker: Worker, message: dict[str, Any]) -> None:
         worker.failure = message
 
     def _on_ended(self, worker: Worker, message: dict[str, Any]) -> None:
-        if worker.rank is not None:
-            self._ended[worker.rank] = message
+        for each in self._speakers(worker, message):
+            if each.rank is not None:
+                self._ended[each.rank] = message
 
     # Ending
 
     def _inject(self) -> None:
-        due = [kill for kill in self._kills if kill.step <= self._furthest_step and kill.rank in self._gang]
-        for kill in due:
+        reached = takewhile(lambda kill: kill.step <= self._furthest_step, self._kills)
+        for kill in [kill for kill in reached if kill.rank in self._gang]:
             self._kills.remove(kill)
             worker = self._gang[kill.rank]
-            self._injected_s[kill.rank] = time.monotonic()
-            os.kill(worker.pid, signal.SIGKILL)
+            self._injected_s[kill.rank] = self._engine.now_s()
+            worker.strike()
             self._tell("injected", what="SIGKILL", rank=kill.rank, pid=worker.pid)
 
     def _dismiss(self, worker: Worker) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(worker.line)
-        if worker in self._living:
-            self._living.remove(worker)
-        worker.kill()
+        self._living.pop(worker, None)
+        self._gone.pop(worker, None)
+        self._engine.dismiss(worker)
 
     def _end_all(self) -> None:
         for worker in list(self._living):
             self._dismiss(worker)
         for service in filter(None, [*self._old_services, self._service]):
             service.shutdown()
-        self._selector.close()
+        self._engine.close()
 
     def _tell(self, kind: str, *, scope: dict[str, Any] | None = None, **payload: Any) -> None:
-        event = Event(time_s=time.time(), kind=kind, scope={"attempt": self._generation, **(scope or {})}, payload=payload)
+        event = Event(time_s=self._engine.wall_s(), kind=kind, scope={"attempt": self._generation, **(scope or {})}, payload=payload)
         with contextlib.suppress(OSError):  # a full disk must not end the run
             append_events(self._task.run.events, [event])
 

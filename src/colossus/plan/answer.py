@@ -9,11 +9,12 @@ from math import prod
 import numpy as np
 from pydantic import PrivateAttr
 
-from colossus.catalog.measured import training_power_fraction, usable_memory_fraction
+from colossus.catalog.measured import usable_memory_fraction
 from colossus.estimate.flop import train_flop
 from colossus.estimate.footprint import host_bytes
 from colossus.estimate.parameters import num_parameters
 from colossus.estimate.pipeline import place
+from colossus.estimate.power import training_site_w
 from colossus.estimate.shape import Cut, Shape
 from colossus.plan.counts import choose_chips, on_more_chips
 from colossus.plan.notes import notes
@@ -119,7 +120,7 @@ def choice_at(question: Question, candidates: Candidates, index: int, total_toke
         throughput_tokens_per_s=tokens / step_s,
         time_to_train_s=time_s,
         limited_by=_limit(parts_s, step_s),
-        **_bill(question, time_s),
+        **_bill(question, parts_s, time_s),
     )
 
 
@@ -170,21 +171,18 @@ def _peak_flop_per_s(question: Question) -> float:
     return (peaks.get("bfloat16") or peaks.get("float16") or peaks["float32"]).value * prod(scaled)
 
 
-def _bill(question: Question, time_s: float) -> dict[str, float | None]:
+def _bill(question: Question, parts_s: dict[str, float], time_s: float) -> dict[str, float | None]:
     """Power, energy, carbon and money of the job; what the catalog does not know is None."""
     machine, site = question.machine, question.machine.site
-    nodes = question.num_chips / machine.node.num_chips
-    full = machine.node.power_w
     rent = _value(site.rent_usd_per_s_per_chip) if site else None
     price = _value(site.purchase_usd_per_chip) if site else None
     money = {
         "cost_usd": None if rent is None else rent * question.num_chips * time_s,
         "purchase_usd": None if price is None else price * question.num_chips,
     }
-    if full is None or site is None:
+    power_w = training_site_w(machine, question.num_chips, parts_s)
+    if power_w is None or site is None:
         return money
-    network_w = _value(site.network_w_per_chip) or 0.0
-    power_w = (full.value * training_power_fraction(full.how) * nodes + network_w * question.num_chips) * (_value(site.pue) or 1.0)
     carbon = _value(site.carbon_kg_co2e_per_j)
     return {
         **money,

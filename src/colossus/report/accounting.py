@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-from colossus.spec.causes import Cause
 from colossus.report.ledger import MICRO, Ledger
+from colossus.spec.causes import Cause
 from colossus.spec.event import KINDS, Event
 
 

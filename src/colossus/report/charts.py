@@ -6,8 +6,8 @@ from html import escape
 from importlib.resources import files
 
 from colossus.report import svg, words
-from colossus.spec.causes import LABELS
 from colossus.report.record import Curve, Incident, Report
+from colossus.spec.causes import LABELS
 from colossus.spec.units import format_quantity
 
 _LOG_FROM = 20.0

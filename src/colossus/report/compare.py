@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from colossus.report import words
-from colossus.spec.causes import CAUSES, LABELS, Cause
 from colossus.report.record import KindTotal, Report
 from colossus.spec.base import Spec
+from colossus.spec.causes import CAUSES, LABELS, Cause
 from colossus.spec.machine import How
 from colossus.spec.units import format_quantity
 

@@ -10,8 +10,8 @@ from html import escape
 from importlib.resources import files
 
 from colossus.report import charts, svg, words
-from colossus.spec.causes import MEANINGS
 from colossus.report.record import Report
+from colossus.spec.causes import MEANINGS
 from colossus.spec.errors import ColossusError
 from colossus.spec.machine import Figure, Machine
 from colossus.spec.run import Run
@@ -26,7 +26,9 @@ def page(report: Report, run: Run | None = None) -> str:
     sections = [
         _head(report),
         _cards(report),
-        _chart_section("Loss", charts.loss_chart(report), "loss") if report.final_loss is not None or any(value is not None for value in report.loss.values) else "",
+        _chart_section("Loss", charts.loss_chart(report), "loss")
+        if report.final_loss is not None or any(value is not None for value in report.loss.values)
+        else "",
         _chart_section("Speed", charts.speed_chart(report), "speed") if report.steps else "",
         _time_section(report),
         _planned_section(report),

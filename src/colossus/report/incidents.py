@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from colossus.spec.causes import Cause
 from colossus.report.ledger import MICRO, Ledger
 from colossus.report.record import FaultRecord, Incident
+from colossus.spec.causes import Cause
 
 _PARTS = {"detect_s": Cause.DETECT, "start_s": Cause.RESTART, "restore_s": Cause.RESTORE, "compile_s": Cause.RECOMPILE, "wait_s": Cause.WAIT_NODES}
 

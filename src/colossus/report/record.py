@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from colossus.spec.causes import Cause
 from colossus.spec.base import Spec
+from colossus.spec.causes import Cause
 from colossus.spec.machine import How
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from colossus.report.accounting import Accountant, steps_in
-from colossus.spec.causes import BADPUT, Cause
 from colossus.report.checkpoints import Checkpoints
 from colossus.report.clock import RunClock, in_time_order
 from colossus.report.incidents import Incidents
@@ -26,6 +25,7 @@ from colossus.report.record import (
     Status,
     Timeline,
 )
+from colossus.spec.causes import BADPUT, Cause
 from colossus.spec.event import KINDS, Event, read_events
 from colossus.spec.machine import How
 from colossus.spec.run import Run

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from colossus.report import svg, words
-from colossus.spec.causes import Cause
 from colossus.report.plot_text import line_plot
 from colossus.report.record import Report
+from colossus.spec.causes import Cause
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from colossus.spec.causes import BADPUT, LABELS, Cause
 from colossus.report.record import Incident, PlannedRow, Report, Status
+from colossus.spec.causes import BADPUT, LABELS, Cause
 from colossus.spec.units import format_duration, format_quantity
 
 _VERBS = {

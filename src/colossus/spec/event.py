@@ -136,7 +136,9 @@ KINDS: dict[str, dict[str, str]] = {
 
 
 # kind -> fields that it must have, fields that it may have
-_FIELDS = {kind: (frozenset(name for name in fields if not name.endswith("?")), frozenset(name.removesuffix("?") for name in fields)) for kind, fields in KINDS.items()}
+_FIELDS = {
+    kind: (frozenset(name for name in fields if not name.endswith("?")), frozenset(name.removesuffix("?") for name in fields)) for kind, fields in KINDS.items()
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,11 +83,15 @@ class ScaleOut(Spec):
 
 
 class Site(Spec):
-    """Building and contracts: what a chip costs to buy or to rent, what a joule costs and emits, facility over IT power."""
+    """Building and contracts: what a chip costs to buy or to rent, what a joule costs and emits, facility over IT power.
+
+    ``construction_usd_per_chip``: of the purchase, what the building cost; None: the purchase is of chips in servers alone.
+    """
 
     pue: Figure | None = None
     network_w_per_chip: Figure | None = None
     purchase_usd_per_chip: Figure | None = None
+    construction_usd_per_chip: Figure | None = None
     rent_usd_per_s_per_chip: Figure | None = None
     energy_usd_per_j: Figure | None = None
     carbon_kg_co2e_per_j: Figure | None = None

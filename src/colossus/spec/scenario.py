@@ -117,13 +117,14 @@ class PowerScenario(Spec):
 
 class MoneyScenario(Spec):
     """``depreciation_s``: straight line over so long, for chips and for the building apart. ``staff_usd_per_s_per_node``, ``maintenance_fraction`` of the
-    purchase a year. What chips and energy cost stands in the machine's site."""
+    purchase a year. ``network_fraction``: what the network costs over what chips in their servers do. What those and energy cost stands in the machine's site."""
 
     depreciation_s: Annotated[Seconds, Field(gt=0)]
     building_depreciation_s: Annotated[Seconds, Field(gt=0)]
     building_usd_per_w: Annotated[float, Field(ge=0)]
     staff_usd_per_s_per_node: Annotated[float, Field(ge=0)]
     maintenance_fraction: Share
+    network_fraction: Share = 0.0
 
 
 class Injection(Spec):

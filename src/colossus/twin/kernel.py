@@ -16,13 +16,14 @@ class Kernel:
     Of equal times the lower priority number goes first, then what was asked for first: two runs of the same calls go the same way.
     """
 
-    __slots__ = ("_queue", "_sequence", "now_s", "num_events")
+    __slots__ = ("_queue", "_sequence", "_until_s", "now_s", "num_events")
 
     def __init__(self) -> None:
         self.now_s = 0.0
         self.num_events = 0
         self._queue: list[tuple[float, int, int, Action, Any]] = []
         self._sequence = 0
+        self._until_s = inf
 
     def at(self, time_s: float, action: Action, argument: Any = None, priority: int = 0) -> None:
         """Calls ``action(argument)`` at ``time_s``; a time that has passed is a ValueError."""
@@ -35,9 +36,19 @@ class Kernel:
         """Calls ``action(argument)`` in ``delay_s``."""
         self.at(self.now_s + delay_s, action, argument, priority)
 
+    def jump(self, time_s: float) -> bool:
+        """Makes it ``time_s`` where no event comes before or at that time, so that what would be asked for then can be done at once; whether it did."""
+        queue = self._queue
+        if time_s > self._until_s or (queue and queue[0][0] <= time_s):
+            return False
+        self.now_s = time_s
+        self.num_events += 1
+        return True
+
     def run(self, until_s: float = inf) -> None:
         """Plays the events up to and including ``until_s``."""
         queue, pop, number = self._queue, heappop, 0
+        self._until_s = until_s
         while queue and queue[0][0] <= until_s:
             self.now_s, _, _, action, argument = pop(queue)
             action(argument)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 class Pace(NamedTuple):
     """What one step takes now, and of what: the estimate, then what makes it longer. All in s.
 
-    ``copy_s``, ``check_s``: copies to memory and checks for corruption, spread over the steps between them.
+    ``copy_s``, ``check_s``: copies to memory and checks for corruption, spread over the steps between them. ``is_longer``: than steps and copies.
     """
 
     step_s: float
@@ -19,10 +19,11 @@ class Pace(NamedTuple):
     cap_s: float
     copy_s: float
     check_s: float
+    is_longer: bool
 
     @classmethod
-    def of(cls, **parts_s: float) -> Pace:
-        return cls(step_s=sum(parts_s.values()), **parts_s)
+    def of(cls, *, productive_s: float, copy_s: float, **longer_s: float) -> Pace:
+        return cls(step_s=productive_s + copy_s + sum(longer_s.values()), productive_s=productive_s, copy_s=copy_s, is_longer=any(longer_s.values()), **longer_s)
 
 
 class Progress:

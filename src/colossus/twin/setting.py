@@ -41,6 +41,7 @@ class Kind:
 @dataclass(frozen=True)
 class Setting:
     """``kinds``: the profile's classes, in order. ``replica_nodes``: of one data-parallel replica. ``memory_steps``: between copies to memory, None: there are none.
+    ``reforms``: survivors stay in their processes.
 
     Paces, intervals and decisions are pure functions of a few numbers, and remembered.
     """
@@ -62,6 +63,8 @@ class Setting:
     disk_mtbf_s: float
     mtbf_s: float
     recovery_spec: RecoverySpec
+    reforms: bool
+    compile_s: float
     _paces: dict[tuple[int, float, float, float], Pace] = field(default_factory=dict)
     _intervals: dict[float, tuple[int | None, str]] = field(default_factory=dict)
     _decisions: dict[tuple[int, str, int, int, int], Decision] = field(default_factory=dict)
@@ -97,6 +100,8 @@ class Setting:
             kinds=tuple(_kind(each, profile, grounds, tier) for each in classes),
             disk_mtbf_s=_mtbf_s(sum(rate for rate, away, stop in zip(rates, lost, stops, strict=True) if away and stop) + (tier is not Tier.PEER) * rates_injected),
             mtbf_s=_mtbf_s(sum(rate for rate, stop in zip(rates, stops, strict=True) if stop) + rates_injected),
+            reforms=scenario.recovery.kind in (Recovery.HOT, Recovery.ELASTIC),
+            compile_s=scenario.recovery.compile.mean_s,
             recovery_spec=RecoverySpec(allow_fewer_workers=scenario.recovery.kind is Recovery.ELASTIC, max_restarts_without_progress=_PATIENCE),
         )
 
@@ -133,13 +138,14 @@ class Setting:
 
     def interval_steps(self, step_s: float, *, num_disk_losses: int, elapsed_s: float) -> tuple[int | None, str]:
         """Steps between saves of a gang that begins now, and why."""
+        found = self._intervals.get(step_s)
+        if found is not None:
+            return found
         wanted = self.scenario.checkpoint.interval_s
         if wanted == "adaptive":
             mtbf_s = expected_mtbf_s(prior_mtbf_s=self.disk_mtbf_s, num_failures=num_disk_losses, elapsed_s=max(elapsed_s, 1.0))
             return self._optimum(step_s, mtbf_s)
-        found = self._intervals.get(step_s)
-        if found is None:
-            found = self._intervals[step_s] = self._fixed(step_s) if wanted != "daly" else self._optimum(step_s, self.disk_mtbf_s)
+        found = self._intervals[step_s] = self._fixed(step_s) if wanted != "daly" else self._optimum(step_s, self.disk_mtbf_s)
         return found
 
     def _fixed(self, step_s: float) -> tuple[int | None, str]:
@@ -154,11 +160,6 @@ class Setting:
         restart_s = recovery.start.mean_s + recovery.compile.mean_s + self.restore_disk_s
         decision = interval_steps(save_s=self.save_s, blocked_s=self.blocked_s, step_s=step_s, mtbf_s=mtbf_s, restart_s=restart_s)
         return decision.interval_steps, decision.reason
-
-    @property
-    def reforms(self) -> bool:
-        """Whether survivors stay in their processes."""
-        return self.scenario.recovery.kind in (Recovery.HOT, Recovery.ELASTIC)
 
     def decide(self, kind: int | None, name: str, *, num_gang: int, num_spares: int, num_repair: int) -> Decision:
         """What policy.recovery does when the gang has so many nodes left; ``kind`` None: we or the grid stopped it."""

@@ -55,17 +55,21 @@ class IncidentRow(NamedTuple):
 
 
 class _Outage:
-    """A standstill as it goes: when it began, what is known, and which part it is in."""
+    """A standstill as it goes: when it began, why, what is known, and which part it is in."""
 
-    __slots__ = ("action", "begun_s", "from_step", "is_disk", "kind", "lost_s", "node", "parts_s", "phase", "plan_s", "reason", "to_step", "why")
+    __slots__ = ("action", "begun_s", "from_step", "is_disk", "kind", "lost_s", "node", "parts_s", "phase", "plan_s", "reason", "to_step", "until_s", "why")
 
-    def __init__(self, now_s: float, kind: int | None, node: int | None, from_step: int, to_step: int, lost_s: float, is_disk: bool) -> None:
-        self.begun_s = now_s
-        self.kind, self.node = kind, node
-        self.from_step, self.to_step, self.lost_s, self.is_disk = from_step, to_step, lost_s, is_disk
+    def __init__(self, now_s: float, reason: str, to_step: int, is_disk: bool) -> None:
+        self.begun_s = self.until_s = now_s
+        self.kind: int | None = None
+        self.node: int | None = None
+        self.reason = reason
+        self.from_step = self.to_step = to_step
+        self.is_disk = is_disk
+        self.lost_s = 0.0
         self.parts_s = [0.0, 0.0, 0.0, 0.0, 0.0]
-        self.plan_s: tuple[float, ...] = ()
-        self.action = self.reason = self.why = ""
+        self.plan_s = (0.0, 0.0, 0.0)
+        self.action = self.why = ""
         self.phase = _DETECTING
 
 
@@ -145,8 +149,10 @@ class Job:
         interval, self.interval_reason = setting.interval_steps(self._pace.step_s, num_disk_losses=self.num_disk_losses, elapsed_s=now_s)
         self.progress.begin(step, interval=interval, blocked_s=setting.blocked_s, save_s=setting.save_s)
         self._since_s = now_s
-        self._mark(now_s)
-        self._start_span(step, now_s)
+        if self.is_kept:
+            self._mark(now_s)
+        if self.is_logged:
+            self._span = Span(now_s, step, list(self.book), self.progress.num_saves)
         self._schedule_end()
 
     def _schedule_end(self) -> None:
@@ -182,10 +188,11 @@ class Job:
             done, blocked_s = self.progress.advance(now_s, elapsed_s, pace.step_s)
             book[_PRODUCTIVE] += done * pace.productive_s
             book[_CHECKPOINT] += blocked_s + done * pace.copy_s
-            book[_STRAGGLER] += done * pace.straggler_s
-            book[_FEWER] += done * pace.fewer_s
-            book[_CAP] += done * pace.cap_s
-            book[_CHECK] += done * pace.check_s
+            if pace.is_longer:
+                book[_STRAGGLER] += done * pace.straggler_s
+                book[_FEWER] += done * pace.fewer_s
+                book[_CAP] += done * pace.cap_s
+                book[_CHECK] += done * pace.check_s
             self.stepping_s += elapsed_s - blocked_s
             self._since_s = now_s
 
@@ -327,45 +334,57 @@ class Job:
     # Standing still
 
     def _interrupt(self, fault: Fault | None, *, why: str | None = None, clean: tuple[float, int] | None = None, until_s: float | None = None) -> None:
-        """The gang stands. ``why``: our own decision, or the grid's. ``clean``: when and at which step the state was last good. ``until_s``: the grid is back."""
+        """The gang stands. ``why``: our own decision. ``clean``: when and at which step the state was last good. ``until_s``: when the grid is back."""
         if self._outage is not None:
             if fault is not None:
                 self._again(fault)
             return
         now_s, setting, progress = self.kernel.now_s, self.setting, self.progress
         self._close(now_s)
-        kind = setting.kinds[fault.kind] if fault is not None else None
+        kind = setting.kinds[fault.kind] if fault is not None and why is None else None
         is_planned = kind is not None and kind.effect is Effect.PLANNED
-        is_ordered = why is not None and until_s is None
-        is_disk = setting.memory_steps is None or until_s is not None or (kind is not None and not is_ordered and kind.needs_disk)
-        to_step = self._step_to_restore(is_whole=is_planned or is_ordered, is_disk=is_disk, clean=clean)
-        lost = progress.at - to_step
-        lost_s = lost * self._pace.productive_s
-        self._corrupt = [row for row in self._corrupt if row[1] < to_step]
-        self._tell_steps(to_step)
-        self._mark(now_s)
-        if self.is_kept and lost > 0:
-            self.rewinds.append((clean[0] if clean else max(0.0, now_s - lost * self._pace.step_s - self._blocked_within(lost)), now_s))
-        self._lose(lost_s, int(progress.at) - to_step)
-        self.num_disk_losses += is_disk and not (is_planned or is_ordered)
+        is_disk = kind.needs_disk if kind is not None else until_s is not None
+        to_step = self._step_to_restore(is_whole=is_planned or why is not None, is_disk=is_disk, clean=clean)
+        at = progress.at
+        name = kind.cause if kind is not None else why or GRID
+        outage = _Outage(now_s, name, to_step, is_disk or setting.memory_steps is None)
+        if fault is not None:
+            outage.kind = None if why else fault.kind
+            outage.node = None if kind is not None and kind.is_of_job else fault.node
+        if at > to_step:
+            self._lose(outage, at - to_step, now_s, clean)
+        outage.from_step = int(at)
+        self.num_disk_losses += is_disk
+        self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
+        if self._corrupt:
+            self._corrupt = [row for row in self._corrupt if row[1] < to_step]
         if clean is not None:
             progress.disk = to_step
-        name = why or (kind.cause if kind is not None else GRID)
-        self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
-        outage = self._outage = _Outage(now_s, fault.kind if fault and not is_ordered else None, self._node_of(fault), int(progress.at), to_step, lost_s, is_disk)
-        outage.reason = name
+        self._outage = outage
         self.nodes.tick(now_s)
         self.nodes.steps = False
-        if is_planned and fault is not None:
-            outage.phase, known_s = _PLANNED, now_s + setting.save_s + fault.repair_s
-        elif until_s is not None:
-            outage.phase, known_s = _WAITING, until_s
+        if fault is None or why is not None:
+            outage.until_s = until_s or now_s
+            outage.phase = _DETECTING if until_s is None else _WAITING
+        elif is_planned:
+            outage.phase, outage.until_s = _PLANNED, now_s + setting.save_s + fault.repair_s
         else:
-            detect_s = 0.0 if is_ordered or fault is None else setting.scenario.recovery.sdc_check_s if clean is not None else fault.detect_s
-            outage.phase, known_s = _DETECTING, now_s + detect_s
-        self._known_at(known_s)
+            outage.until_s = now_s + (fault.detect_s if clean is None else setting.scenario.recovery.sdc_check_s)
+        self._know(name)
+
+    def _lose(self, outage: _Outage, lost: float, now_s: float, clean: tuple[float, int] | None) -> None:
+        """So many steps were done for nothing."""
+        pace = self._pace
         if self.is_logged:
-            self.log.append(("fault", now_s, known_s, name, outage.kind, outage.node))
+            self._tell_steps(outage.to_step)
+        if self.is_kept:
+            self._mark(now_s)
+            since_s = clean[0] if clean else now_s - lost * pace.step_s - self._blocked_within(lost)
+            self.rewinds.append((max(0.0, since_s), now_s))
+        outage.lost_s = lost_s = lost * pace.productive_s
+        self.book[_PRODUCTIVE] -= lost_s
+        self.book[_LOST] += lost_s
+        self.lost_steps += int(self.progress.at) - outage.to_step
 
     def _step_to_restore(self, *, is_whole: bool, is_disk: bool, clean: tuple[float, int] | None) -> int:
         """Where the gang will go on from; a stop in good order saves what there is."""
@@ -377,43 +396,46 @@ class Job:
             return int(progress.at)
         return saved if is_disk or self.setting.memory_steps is None else progress.in_memory(self.setting.memory_steps)
 
-    def _lose(self, lost_s: float, num_steps: int) -> None:
-        self.book[_PRODUCTIVE] -= lost_s
-        self.book[_LOST] += lost_s
-        self.lost_steps += num_steps
-
-    def _known_at(self, time_s: float) -> None:
-        self._turn += 1
-        self.kernel.at(time_s, self._on_known, self._turn, _FAULT)
+    def _know(self, name: str) -> None:
+        """It takes until ``until_s`` to know what is wrong, or for what was ordered."""
+        outage = self._outage
+        assert outage is not None
+        self._turn = turn = self._turn + 1
+        if self.is_logged:
+            self.log.append(("fault", self.kernel.now_s, outage.until_s, name, outage.kind, outage.node))
+        if self.kernel.jump(outage.until_s):
+            self._on_known(turn)
+        else:
+            self.kernel.at(outage.until_s, self._on_known, turn, _FAULT)
 
     def _blocked_within(self, lost: float) -> float:
         return self.setting.blocked_s * int(lost // self.progress.interval) if self.progress.interval else 0.0
 
-    def _node_of(self, fault: Fault | None) -> int | None:
-        return None if fault is None or self.setting.kinds[fault.kind].is_of_job else fault.node
-
     def _again(self, fault: Fault) -> None:
         """Another fault while the gang is on its way back: from detection on, all over."""
-        now_s, outage, setting = self.kernel.now_s, self._outage, self.setting
+        now_s, outage = self.kernel.now_s, self._outage
         assert outage is not None
         self._book_down(now_s)
-        kind = setting.kinds[fault.kind]
+        kind = self.setting.kinds[fault.kind]
         if kind.needs_disk and not outage.is_disk:
             self._lose_copies(outage)
-        name = kind.cause
-        self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
-        outage.phase = _DETECTING
-        self._known_at(now_s + fault.detect_s)
-        if self.is_logged:
-            self.log.append(("fault", now_s, now_s + fault.detect_s, name, fault.kind, fault.node))
+        self.num_interruptions[kind.cause] = self.num_interruptions.get(kind.cause, 0) + 1
+        if outage.phase is not _WAITING or outage.action:
+            outage.phase = _DETECTING
+        outage.until_s = max(now_s + fault.detect_s, outage.until_s if outage.phase is _WAITING else 0.0)
+        self._know(kind.cause)
 
     def _lose_copies(self, outage: _Outage) -> None:
         """The copies in memory that the gang was to go on from are lost as well."""
         outage.is_disk = True
+        self.num_disk_losses += 1
         to_step = min(self.progress.disk, outage.to_step)
         more = outage.to_step - to_step
-        self._lose(more * self._pace.productive_s, more)
-        outage.to_step, outage.lost_s = to_step, outage.lost_s + more * self._pace.productive_s
+        more_s = more * self._pace.productive_s
+        self.book[_PRODUCTIVE] -= more_s
+        self.book[_LOST] += more_s
+        self.lost_steps += more
+        outage.to_step, outage.lost_s = to_step, outage.lost_s + more_s
 
     def _on_known(self, turn: int) -> None:
         if turn == self._turn and self._outage is not None:
@@ -434,16 +456,22 @@ class Job:
             outage.phase = _WAITING
             self._turn += 1
             return
-        nodes.tick(kernel.now_s)
-        nodes.resize(decision.num_workers)
+        if nodes.gang != decision.num_workers:
+            nodes.tick(kernel.now_s)
+            nodes.resize(decision.num_workers)
         self.num_recoveries += 1
         is_reform = setting.reforms and decision.action is not Action.RESTART
         start_s = self.chance.swap_s() if is_reform else self.chance.start_s()
-        compile_s = 0.0 if is_reform else setting.scenario.recovery.compile.mean_s
-        outage.plan_s = (start_s, setting.restore_disk_s if outage.is_disk else setting.restore_memory_s, compile_s)
+        restore_s = setting.restore_disk_s if outage.is_disk else setting.restore_memory_s
+        compile_s = 0.0 if is_reform else setting.compile_s
+        outage.plan_s = (start_s, restore_s, compile_s)
         outage.phase = _RETURNING
-        self._turn += 1
-        kernel.at(kernel.now_s + sum(outage.plan_s), self._on_resumed, self._turn, _BACK)
+        self._turn = turn = self._turn + 1
+        back_s = kernel.now_s + start_s + restore_s + compile_s
+        if kernel.jump(back_s):
+            self._on_resumed(turn)
+        else:
+            kernel.at(back_s, self._on_resumed, turn, _BACK)
 
     def _give_up(self, reason: str) -> None:
         self.failed = reason
@@ -457,12 +485,17 @@ class Job:
         elapsed_s, parts_s, book = now_s - self._since_s, outage.parts_s, self.book
         self._since_s = now_s
         if outage.phase is _RETURNING:
-            for line, part, planned_s in zip((_RESTART, _RESTORE, _RECOMPILE), (2, 3, 4), outage.plan_s, strict=True):
-                took_s = min(elapsed_s, planned_s)
-                book[line] += took_s
-                parts_s[part] += took_s
-                elapsed_s -= took_s
-            book[_RESTART] += elapsed_s  # what rounding leaves
+            start_s, restore_s, compile_s = outage.plan_s
+            took_s = min(elapsed_s, start_s)
+            restored_s = min(elapsed_s - took_s, restore_s)
+            compiled_s = elapsed_s - took_s - restored_s
+            book[_RESTART] += took_s
+            book[_RESTORE] += restored_s
+            book[_RECOMPILE] += compiled_s if compile_s else 0.0
+            book[_RESTART] += 0.0 if compile_s else compiled_s  # what rounding leaves
+            parts_s[2] += took_s
+            parts_s[3] += restored_s
+            parts_s[4] += compiled_s
         elif outage.phase is _DETECTING:
             book[_DETECT] += elapsed_s
             parts_s[0] += elapsed_s
@@ -471,7 +504,8 @@ class Job:
             book[_CHECKPOINT] += saved_s
             book[_WAIT] += elapsed_s - saved_s
             parts_s[1] += elapsed_s
-        self._mark(now_s)
+        if self.is_kept:
+            self._mark(now_s)
 
     def _on_resumed(self, turn: int) -> None:
         outage = self._outage
@@ -517,9 +551,10 @@ class Job:
         self._book_down(self.kernel.now_s)
         if not self._outage.is_disk:
             self._lose_copies(self._outage)
+        self.num_interruptions[GRID] = self.num_interruptions.get(GRID, 0) + 1
         self._outage.kind, self._outage.reason = None, GRID
-        self._outage.phase, self._outage.action = _WAITING, ""
-        self._known_at(until_s)
+        self._outage.phase, self._outage.action, self._outage.until_s = _WAITING, "", until_s
+        self._know(GRID)
 
     # What is kept
 
@@ -529,10 +564,6 @@ class Job:
             nodes = self.nodes
             self.marks.extend(self.book)
             self.marks.extend((now_s, self.progress.at, nodes.gang, nodes.steps, nodes.spare, nodes.repair, self._speed))
-
-    def _start_span(self, step: float, now_s: float) -> None:
-        if self.is_logged:
-            self._span = Span(now_s, step, list(self.book), self.progress.num_saves)
 
     def _tell_steps(self, split: int | None = None, *, is_end: bool = True) -> None:
         """Logs the whole steps since the last such row: up to ``split`` where it lies among them, and after it, unless the span goes on (not ``is_end``).
