@@ -291,7 +291,8 @@ def _histogram(values: Sequence[float], tell: Callable[[float], str], counted: s
     for value in values:
         counts[min(number - 1, int((value - low) / step))] += 1
     height = 150.0
-    x = svg.Scale(low=low, high=high, start=40.0, end=width - 12)
+    half = CHARACTER * max(len(tell(low)), len(tell(high))) / 2
+    x = svg.Scale(low=low, high=high, start=max(40.0, half), end=width - half)
     y = svg.Scale(low=0.0, high=float(max(counts)), start=24 + height, end=24)
     ticks = [(at, f"{at:,.0f}") for at in svg.nice_ticks(0, max(counts), 3) if float(at).is_integer()]
     between = [low + (high - low) * index / 4 for index in range(5)]
