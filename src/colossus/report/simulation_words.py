@@ -99,7 +99,7 @@ def terms(simulation: Simulation) -> str:
     factor = f" x {scenario.fault_factor:g}" if scenario.fault_factor != 1 else ""
     replicas = f"; {count(len(simulation.tallies), 'replica')}, the first of which is shown over time" if len(simulation.tallies) > 1 else ""
     return (
-        f"at most {duration(scenario.horizon_s)} simulated; scenario {scenario.name}, faults {simulation.fault_profile}{factor}, seed {scenario.seed}{replicas}"
+        f"at most {duration(scenario.horizon_s)} simulated; scenario {scenario.name}, {faults}, seed {scenario.seed}{replicas}"
     )
 
 
