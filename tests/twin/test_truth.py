@@ -13,10 +13,10 @@ from colossus.spec.simulation import Simulation
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from twin_truth import LLAMA, OURS, ROWS, SCOUT, Row, catch_up, kill_storm, llama, mttf  # noqa: E402
+from twin_truth import LLAMA, OURS, ROWS, SCOUT, Row, catch_up, kill_storm, llama, mttf
 
-from colossus.catalog.machines import load_machine  # noqa: E402
-from colossus.twin import simulate  # noqa: E402
+from colossus.catalog.machines import load_machine
+from colossus.twin import simulate
 
 # Of the README's replicas; enough that the mean is sharper than the tolerance.
 EFFORT = {"llama-3-count": 0.1, "rsc-1-mttf-1024": 0.1, "rsc-1-mttf-16384": 0.3, "rsc-1-mttf-131072": 0.3, "megascale-catch-up": 0.02}

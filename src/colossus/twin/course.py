@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from colossus.twin.power import PowerModel
 
 NUM_BINS = 480
+_STATES = (NodeState.WORKING, NodeState.STANDING, NodeState.SPARE, NodeState.REPAIR)
 
 
 def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> Course:
     """Every line of the book as a curve between marks, cut into bins. Work that was lost later counts as lost when it was done."""
     rows = np.frombuffer(job.marks, dtype=float).reshape(-1, len(BOOK) + len(MARK))
     book = {cause: rows[:, place] for place, cause in enumerate(BOOK)}
-    time_s, at, gang, steps, spare, repair, speed = (rows[:, len(BOOK) + place] for place in range(len(MARK)))
+    time_s, speed = rows[:, len(BOOK)], rows[:, len(BOOK) + 1]
     edges_s = np.linspace(0.0, max(job.wall_s, 1e-9), num_bins + 1)
     bin_s = edges_s[1]
     worked = book[Cause.PRODUCTIVE] + book[Cause.LOST_WORK]
@@ -28,16 +29,10 @@ def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> C
     spent = {cause: np.diff(np.interp(edges_s, time_s, values)) for cause, values in book.items()}
     spent[Cause.PRODUCTIVE] = np.diff(np.interp(edges_s, time_s, worked)) - lost
     spent[Cause.LOST_WORK] = lost
-    seconds = np.diff(time_s, prepend=0.0)
-    mean = lambda values: np.diff(np.interp(edges_s, time_s, np.cumsum(values * seconds))) / bin_s
-    nodes = {
-        NodeState.WORKING: mean(gang * steps),
-        NodeState.STANDING: mean(gang * (1 - steps)),
-        NodeState.SPARE: mean(spare),
-        NodeState.REPAIR: mean(repair),
-    }
+    counts = np.frombuffer(job.nodes.course, dtype=float).reshape(-1, 1 + len(_STATES))
+    nodes = {state: _means(counts[:, 0], counts[:, 1 + place], edges_s) for place, state in enumerate(_STATES)}
     middle_s = (edges_s[1:] + edges_s[:-1]) / 2
-    site_w = power.site_w(middle_s, *nodes.values(), np.maximum(mean(speed), 1e-9)) if power else np.zeros(num_bins)
+    site_w = power.site_w(middle_s, *nodes.values(), np.maximum(_means(time_s, speed, edges_s), 1e-9)) if power else np.zeros(num_bins)
     done = spent[Cause.PRODUCTIVE] / job.setting.workload.step_s
     return Course(
         bin_s=float(bin_s),
@@ -46,6 +41,14 @@ def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> C
         site_w=_listed(site_w),
         steps_per_s=_listed(done / bin_s),
     )
+
+
+def _means(until_s: np.ndarray, values: np.ndarray, edges_s: np.ndarray) -> np.ndarray:
+    """Means in bins of what has each value up to its time."""
+    if not len(until_s):
+        return np.zeros(len(edges_s) - 1)
+    sums = np.cumsum(values * np.diff(until_s, prepend=0.0))
+    return np.diff(np.interp(edges_s, np.concatenate([[0.0], until_s]), np.concatenate([[0.0], sums]))) / edges_s[1]
 
 
 def _within(time_s: np.ndarray, worked: np.ndarray, windows: list[tuple[float, float]], edges_s: np.ndarray) -> np.ndarray:

@@ -64,7 +64,12 @@ class Grounds:
     def num_units(self, each: FaultClass) -> float:
         """Units that may fail: of the gang alone where the fault is of the job (software, operators), of all nodes else."""
         nodes = self.num_gang_nodes if is_of_job(each) else self.num_nodes
-        per = {Unit.CHIP: nodes * self.num_chips_per_node, Unit.NODE: nodes, Unit.RACK: nodes / self.num_nodes_per_rack, Unit.POD: nodes / self.num_nodes_per_pod}
+        per = {
+            Unit.CHIP: nodes * self.num_chips_per_node,
+            Unit.NODE: nodes,
+            Unit.RACK: nodes / self.num_nodes_per_rack,
+            Unit.POD: nodes / self.num_nodes_per_pod,
+        }
         return per.get(each.per, 1.0)
 
 
@@ -157,5 +162,3 @@ def _columns(profile: FaultProfile, place: int, times_s: np.ndarray, nodes: np.n
     detect_s = draw(each.detect or profile.detect, rng, number) + draw(each.diagnose or profile.diagnose, rng, number)
     repair_s = draw(each.repair or profile.repair, rng, number)
     return times_s, np.full(number, place), nodes, detect_s, repair_s, is_lemons, rng.random(number)
-
-

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from colossus.spec.causes import Cause
 from colossus.spec.event import Event
 from colossus.twin.training import BOOK, IncidentRow, Job
+
 
 def events_of(job: Job) -> Iterator[Event]:
     """From ``run_started`` to ``run_ended``; times are since the start."""
@@ -30,16 +31,11 @@ def events_of(job: Job) -> Iterator[Event]:
     yield _attempt(0.0, 1, setting.num_gang, "start")
     attempt = 1
     for kind, *row in job.log:
-        if kind == "steps":
-            yield from _steps(*row)
-        elif kind == "fault":
-            yield _fault(job, *row)
-        elif kind == "recovery":
-            time_s, action, reason, num_workers = row
-            yield Event(time_s=time_s, kind="recovery", payload={"action": action, "reason": reason, "num_workers": num_workers})
-        else:
+        if kind == "return":
             attempt += 1
-            yield from _recovered(attempt, *row)
+            yield from _return(attempt, *row)
+        else:
+            yield from _TOLD[kind](job, *row)
     status = "done" if job.is_done else "failed" if job.failed else "interrupted"
     payload = {"status": status, "step": int(job.progress.at), "reason": job.failed or ("" if job.is_done else "the horizon was reached")}
     yield Event(time_s=job.wall_s, kind="run_ended", payload=payload)
@@ -50,7 +46,7 @@ def _attempt(time_s: float, attempt: int, num_workers: int, how: str) -> Event:
     return Event(time_s=time_s, kind="attempt_started", scope={"attempt": attempt}, payload=payload)
 
 
-def _steps(end_s: float, first: int, last: int, spent: list[float], num_saves: int) -> Iterator[Event]:
+def _steps(job: Job, end_s: float, first: int, last: int, spent: list[float], num_saves: int) -> Iterator[Event]:
     took = dict(zip(BOOK, spent, strict=True))
     check_s = took[Cause.EVALUATION]
     payload = {
@@ -69,42 +65,53 @@ def _steps(end_s: float, first: int, last: int, spent: list[float], num_saves: i
         yield Event(time_s=end_s, kind="evaluation", payload={"step": last, "loss": None, "duration_s": check_s})
 
 
-def _fault(job: Job, began_s: float, known_s: float, name: str, kind: int | None, node: int | None) -> Event:
-    payload: dict[str, Any] = {"cause": name, "rank": node, "detail": "", "detected_s": known_s - began_s}
+def _fault(job: Job, known_s: float, detected_s: float, name: str, kind: int | None, node: int | None) -> Iterator[Event]:
+    payload: dict[str, Any] = {"cause": name, "rank": node, "detail": "", "detected_s": detected_s}
     if kind is not None:
         each = job.setting.profile.classes[kind]
         payload |= {"component": each.component.value, "detail": each.effect.value, "node": node}
-    return Event(time_s=known_s, kind="fault", payload=payload)
+    yield Event(time_s=known_s, kind="fault", payload=payload)
 
 
-def _recovered(attempt: int, resumed_s: float, row: IncidentRow, num_workers: int) -> Iterator[Event]:
-    """The way back, told as workers tell it; the waits lie before it."""
-    detect_s, wait_s, start_s, restore_s, compile_s = row.parts_s
-    began_s = resumed_s - start_s - restore_s - compile_s
-    if wait_s:
-        yield Event(time_s=began_s, kind="waiting", payload={"duration_s": wait_s, "reason": row.reason or row.name})
-    yield _attempt(began_s, attempt, num_workers, "reform" if row.action == "reform" else "start")
+def _wait(job: Job, until_s: float, saved_s: float, waited_s: float, step: int, reason: str) -> Iterator[Event]:
+    """A standstill on purpose: what was saved before, and the wait."""
+    if saved_s:
+        payload = {"step": step, "tier": "disk", "blocked_s": saved_s}
+        yield Event(time_s=until_s - waited_s, kind="checkpoint_started", payload=payload)
+    yield Event(time_s=until_s, kind="waiting", payload={"duration_s": waited_s, "reason": reason})
+
+
+def _decision(job: Job, time_s: float, action: str, reason: str, num_workers: int) -> Iterator[Event]:
+    yield Event(time_s=time_s, kind="recovery", payload={"action": action, "reason": reason, "num_workers": num_workers})
+
+
+def _return(attempt: int, until_s: float, took_s: tuple[float, float, float], step: int, action: str, num_workers: int, is_disk: bool) -> Iterator[Event]:
+    """The way back, as far as it went, as workers tell it."""
+    at_s = until_s - sum(took_s)
+    yield _attempt(at_s, attempt, num_workers, "reform" if action == "reform" else "start")
     scope = {"attempt": attempt, "rank": 0}
-    for phase, at_s, took_s in (
-        ("joined", began_s + start_s, start_s),
-        ("restored", began_s + start_s + restore_s, restore_s),
-        ("compiled", resumed_s, compile_s),
-    ):
-        told = {"step": row.to_step, "source": row.source} if phase == "restored" else {}
-        yield Event(time_s=at_s, kind="worker_phase", scope=scope, payload={"phase": phase, "duration_s": took_s, **told})
-    yield Event(
-        time_s=resumed_s,
-        kind="recovered",
-        payload={
-            "from_step": row.from_step,
-            "to_step": row.to_step,
-            "lost_steps": row.from_step - row.to_step,
-            "downtime_s": resumed_s - row.time_s,
-            "detect_s": detect_s,
-            "start_s": start_s,
-            "compile_s": compile_s,
-            "restore_s": restore_s,
-            "first_step_s": 0.0,
-            "compilations": 0,
-        },
-    )
+    for phase, phase_s in zip(("joined", "restored", "compiled"), took_s, strict=True):
+        at_s += phase_s
+        if phase_s:
+            told = {"step": step, "source": "disk" if is_disk else "ram"} if phase == "restored" else {}
+            yield Event(time_s=min(at_s, until_s), kind="worker_phase", scope=scope, payload={"phase": phase, "duration_s": phase_s, **told})
+
+
+def _recovered(job: Job, resumed_s: float, row: IncidentRow) -> Iterator[Event]:
+    detect_s, _, start_s, restore_s, compile_s = row.parts_s
+    payload = {
+        "from_step": row.from_step,
+        "to_step": row.to_step,
+        "lost_steps": row.from_step - row.to_step,
+        "downtime_s": resumed_s - row.time_s,
+        "detect_s": detect_s,
+        "start_s": start_s,
+        "compile_s": compile_s,
+        "restore_s": restore_s,
+        "first_step_s": 0.0,
+        "compilations": 0,
+    }
+    yield Event(time_s=resumed_s, kind="recovered", payload=payload)
+
+
+_TOLD: dict[str, Callable[..., Iterator[Event]]] = {"steps": _steps, "fault": _fault, "wait": _wait, "recovery": _decision, "recovered": _recovered}

@@ -23,7 +23,9 @@ class Pace(NamedTuple):
 
     @classmethod
     def of(cls, *, productive_s: float, copy_s: float, **longer_s: float) -> Pace:
-        return cls(step_s=productive_s + copy_s + sum(longer_s.values()), productive_s=productive_s, copy_s=copy_s, is_longer=any(longer_s.values()), **longer_s)
+        return cls(
+            step_s=productive_s + copy_s + sum(longer_s.values()), productive_s=productive_s, copy_s=copy_s, is_longer=any(longer_s.values()), **longer_s
+        )
 
 
 class Progress:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from colossus.policy.checkpoint import expected_mtbf_s, interval_steps, ram_interval_steps
+from colossus.policy.recovery import Decision, Fault, RecoveryState, decide
 from colossus.spec.errors import Problem, SpecError
 from colossus.spec.faults import Effect, FaultClass, FaultProfile, Unit
 from colossus.spec.job import RecoverySpec
 from colossus.spec.machine import Machine
 from colossus.spec.scenario import Recovery, Scenario, Tier
-from colossus.policy.recovery import Decision, Fault, RecoveryState, decide
 from colossus.twin.faults import Grounds, is_of_job, rate_per_s
 from colossus.twin.progress import Pace
 from colossus.twin.streams import slowest_of
@@ -98,7 +98,9 @@ class Setting:
             copy_s=0.0 if tier is Tier.NONE else copy_s,
             memory_steps=_memory_steps(scenario, workload, copy_s),
             kinds=tuple(_kind(each, profile, grounds, tier) for each in classes),
-            disk_mtbf_s=_mtbf_s(sum(rate for rate, away, stop in zip(rates, lost, stops, strict=True) if away and stop) + (tier is not Tier.PEER) * rates_injected),
+            disk_mtbf_s=_mtbf_s(
+                sum(rate for rate, away, stop in zip(rates, lost, stops, strict=True) if away and stop) + (tier is not Tier.PEER) * rates_injected
+            ),
             mtbf_s=_mtbf_s(sum(rate for rate, stop in zip(rates, stops, strict=True) if stop) + rates_injected),
             reforms=scenario.recovery.kind in (Recovery.HOT, Recovery.ELASTIC),
             compile_s=scenario.recovery.compile.mean_s,
@@ -245,5 +247,3 @@ def _grounds(workload: Workload, machine: Machine, scenario: Scenario) -> Ground
         raise SpecError("scenario", [Problem(path="recovery.num_spares", value=str(wanted), rule=rule, hint=hint)])
     spares = 0 if scenario.recovery.kind is Recovery.WAIT else free if wanted is None else wanted
     return Grounds.of(machine, scenario, num_nodes=nodes + spares, num_gang_nodes=nodes)
-
-

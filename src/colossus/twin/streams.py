@@ -47,5 +47,3 @@ def slowest_of(number: int, deviation_fraction: float) -> float:
     root = sqrt(2 * np.log(number))
     most = root - (np.log(max(np.log(number), 1e-9)) + np.log(4 * np.pi)) / (2 * root) + np.euler_gamma / root
     return 1.0 + deviation_fraction * max(float(most), 0.0)
-
-

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from math import pi, sin
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-
-from colossus.policy.recovery import Action
 from colossus.policy.health import is_suspect, should_evict, should_grow
+from colossus.policy.recovery import Action
 from colossus.spec.causes import Cause
 from colossus.spec.faults import Effect
 from colossus.twin.faults import Fault, draw_faults, lemon_nodes
@@ -29,7 +28,7 @@ BOOK = (
 )
 _PRODUCTIVE, _CHECKPOINT, _LOST, _DETECT, _WAIT, _RESTART, _RESTORE, _RECOMPILE, _STRAGGLER, _FEWER, _CAP, _CHECK = range(len(BOOK))
 # A row of the course: the book, then these.
-MARK = ("time_s", "at", "gang", "steps", "spare", "repair", "speed")
+MARK = ("time_s", "speed")
 # A day's course of temperature in steps of so long.
 _DIURNAL_S, _DAY_S = 6 * 3600.0, 86400.0
 # Events at one time: what comes back goes before what fails, and the end of the job before both.
@@ -57,7 +56,23 @@ class IncidentRow(NamedTuple):
 class _Outage:
     """A standstill as it goes: when it began, why, what is known, and which part it is in."""
 
-    __slots__ = ("action", "begun_s", "from_step", "is_disk", "kind", "lost_s", "node", "parts_s", "phase", "plan_s", "reason", "to_step", "until_s", "why")
+    __slots__ = (
+        "action",
+        "begun_s",
+        "fault",
+        "from_step",
+        "is_disk",
+        "kind",
+        "lost_s",
+        "node",
+        "parts_s",
+        "phase",
+        "plan_s",
+        "reason",
+        "to_step",
+        "until_s",
+        "why",
+    )
 
     def __init__(self, now_s: float, reason: str, to_step: int, is_disk: bool) -> None:
         self.begun_s = self.until_s = now_s
@@ -71,6 +86,7 @@ class _Outage:
         self.plan_s = (0.0, 0.0, 0.0)
         self.action = self.why = ""
         self.phase = _DETECTING
+        self.fault: tuple[str, int | None, int | None] = (reason, None, None)
 
 
 class Job:
@@ -81,7 +97,7 @@ class Job:
         scenario, grounds = setting.scenario, setting.grounds
         self.limits = limits
         self.kernel = Kernel()
-        self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes)
+        self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes, is_kept=is_kept)
         self.progress = Progress()
         self.book = [0.0] * len(BOOK)
         self.faults: Sequence[Fault] = draw_faults(setting.profile, scenario, grounds, seed=seed)
@@ -176,8 +192,7 @@ class Job:
 
     def _finish_exactly(self) -> None:
         """Rounding must not leave a part of the last step undone."""
-        rest = self.num_steps - self.progress.at
-        self.book[_PRODUCTIVE] += rest * self._pace.productive_s
+        self.book[_PRODUCTIVE] = self.num_steps * self._pace.productive_s
         self.progress.at = float(self.num_steps)
 
     def _close(self, now_s: float) -> None:
@@ -396,13 +411,14 @@ class Job:
             return int(progress.at)
         return saved if is_disk or self.setting.memory_steps is None else progress.in_memory(self.setting.memory_steps)
 
-    def _know(self, name: str) -> None:
+    def _know(self, name: str, fault: Fault | None = None) -> None:
         """It takes until ``until_s`` to know what is wrong, or for what was ordered."""
         outage = self._outage
         assert outage is not None
         self._turn = turn = self._turn + 1
-        if self.is_logged:
-            self.log.append(("fault", self.kernel.now_s, outage.until_s, name, outage.kind, outage.node))
+        outage.fault = (name, outage.kind if fault is None else fault.kind, outage.node if fault is None else fault.node)
+        if self.is_logged and (outage.phase is not _DETECTING or outage.until_s <= self.kernel.now_s):
+            self.log.append(("fault", self.kernel.now_s, 0.0, *outage.fault))
         if self.kernel.jump(outage.until_s):
             self._on_known(turn)
         else:
@@ -420,10 +436,12 @@ class Job:
         if kind.needs_disk and not outage.is_disk:
             self._lose_copies(outage)
         self.num_interruptions[kind.cause] = self.num_interruptions.get(kind.cause, 0) + 1
-        if outage.phase is not _WAITING or outage.action:
-            outage.phase = _DETECTING
-        outage.until_s = max(now_s + fault.detect_s, outage.until_s if outage.phase is _WAITING else 0.0)
-        self._know(kind.cause)
+        known_s = now_s + fault.detect_s
+        if outage.phase is _RETURNING or outage.action:
+            outage.phase, outage.action, outage.until_s = _DETECTING, "", known_s
+        else:  # both are known when the later is; the grid's end, and a stop's, are waited for
+            outage.until_s = max(known_s, outage.until_s)
+        self._know(kind.cause, fault)
 
     def _lose_copies(self, outage: _Outage) -> None:
         """The copies in memory that the gang was to go on from are lost as well."""
@@ -496,14 +514,20 @@ class Job:
             parts_s[2] += took_s
             parts_s[3] += restored_s
             parts_s[4] += compiled_s
+            if self.is_logged:
+                self.log.append(("return", now_s, (took_s, restored_s, compiled_s), outage.to_step, outage.action, self.nodes.gang, outage.is_disk))
         elif outage.phase is _DETECTING:
             book[_DETECT] += elapsed_s
             parts_s[0] += elapsed_s
+            if self.is_logged:
+                self.log.append(("fault", now_s, elapsed_s, *outage.fault))
         else:
             saved_s = min(elapsed_s, self.setting.save_s) if outage.phase is _PLANNED else 0.0
             book[_CHECKPOINT] += saved_s
             book[_WAIT] += elapsed_s - saved_s
             parts_s[1] += elapsed_s
+            if self.is_logged:
+                self.log.append(("wait", now_s, saved_s, elapsed_s - saved_s, outage.from_step, outage.why or outage.reason))
         if self.is_kept:
             self._mark(now_s)
 
@@ -520,7 +544,7 @@ class Job:
         self.incidents.append(row)
         self._outage = None
         if self.is_logged:
-            self.log.append(("recovered", now_s, row, self.nodes.gang))
+            self.log.append(("recovered", now_s, row))
         self._begin(outage.to_step)
 
     # Growing and limits
@@ -559,11 +583,10 @@ class Job:
     # What is kept
 
     def _mark(self, now_s: float) -> None:
-        """The book and the nodes as they were up to now."""
+        """The book as it was up to now."""
         if self.is_kept:
-            nodes = self.nodes
             self.marks.extend(self.book)
-            self.marks.extend((now_s, self.progress.at, nodes.gang, nodes.steps, nodes.spare, nodes.repair, self._speed))
+            self.marks.extend((now_s, self._speed))
 
     def _tell_steps(self, split: int | None = None, *, is_end: bool = True) -> None:
         """Logs the whole steps since the last such row: up to ``split`` where it lies among them, and after it, unless the span goes on (not ``is_end``).
@@ -622,5 +645,3 @@ class _Chance:
 
     def evict_s(self) -> float:
         return self._next(self._evict, self._recovery.evict_detect)
-
-

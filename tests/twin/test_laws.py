@@ -1,0 +1,161 @@
+"""What holds for every simulation: nothing lost equals the estimate, books balance, seeds reproduce, more trouble is never better."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colossus.report import summarize
+from colossus.spec.causes import Cause
+from colossus.spec.machine import How
+from colossus.spec.scenario import Scenario
+from colossus.spec.simulation import Simulation, Tally
+from colossus.twin import simulate, simulated_events
+from tests.twin.jobs import DAY_S, calm, failing, machine, scenario, workload
+
+CRASHES = {"mtbf_s": 20 * DAY_S}
+MIXED = (
+    {"mtbf_s": 40 * DAY_S},
+    {"mtbf_s": 60 * DAY_S, "takes": "none", "component": "software"},
+    {"mtbf_s": 90 * DAY_S, "effect": "hang", "detect": "10 min"},
+    {"mtbf_s": 60 * DAY_S, "effect": "slow", "slowdown_fraction": 0.2, "repair": "6 h"},
+    {"mtbf_s": 200 * DAY_S, "effect": "corrupt", "detect": "5 h"},
+    {"mtbf_s": 200 * DAY_S, "effect": "planned", "repair": "20 min", "takes": "none"},
+    {"mtbf_s": 30 * DAY_S, "per": "rack", "takes": "rack", "component": "power_supply"},
+    {"mtbf_s": 40 * DAY_S, "shape": 0.6},
+)
+RECOVERIES = st.sampled_from(["hot", "cold", "wait", "elastic"])
+MEMORIES = st.sampled_from(["none", "own", "peer"])
+
+
+def first(chosen: Scenario, **sizes: int) -> Tally:
+    return simulate(workload(**sizes), machine(), chosen).first
+
+
+def test_without_faults_the_twin_is_the_estimate_exactly() -> None:
+    job = workload(step_s=0.1234567, num_steps=123_457)
+    told = simulate(job, machine(), calm()).first
+    assert told.wall_s == told.goodput_s == job.plan_s == told.time_to_train_s
+    assert told.done
+    assert told.steps == job.num_steps
+    assert not any(told.badput_s.values())
+
+
+@given(st.floats(0.01, 20.0), st.integers(1, 3000))
+@settings(max_examples=40)
+def test_without_faults_it_is_exact_for_any_step(step_s: float, num_steps: int) -> None:
+    job = workload(step_s=step_s, num_steps=num_steps)
+    told = simulate(job, machine(), calm()).first
+    assert (told.wall_s, told.goodput_s, told.steps) == (job.plan_s, job.plan_s, num_steps)
+
+
+def test_saves_alone_cost_their_blocked_time() -> None:
+    job = workload(num_steps=1000, step_s=2.0)
+    chosen = scenario(
+        "faults=none", "stragglers.diurnal_fraction=0.0", "checkpoint.memory=none", "checkpoint.interval_s=200.0", "checkpoint.blocked_fraction=0.5"
+    )
+    simulation = simulate(job, machine(), chosen)
+    told, save_s = simulation.first, 14 * 70e9 / 1.6e12
+    assert told.num_checkpoints == 9  # the tenth would come with the end
+    assert told.wall_s == pytest.approx(2000.0 + 9 * 0.5 * save_s)
+    assert told.badput_s[Cause.CHECKPOINT] == pytest.approx(9 * 0.5 * save_s)
+
+
+@given(st.integers(0, 10_000), RECOVERIES, MEMORIES, st.sampled_from(["daly", "adaptive", 1800.0, 3e7, "off"]), st.integers(0, 16), st.floats(0.2, 4.0))
+@settings(max_examples=60, deadline=None)
+def test_books_balance(seed: int, recovery: str, memory: str, interval: object, spares: int, factor: float) -> None:
+    assignments = (
+        f"seed={seed}",
+        f"recovery.kind={recovery}",
+        f"checkpoint.memory={memory}",
+        f"checkpoint.interval_s={interval}",
+        f"recovery.num_spares={spares}",
+    )
+    chosen = failing(
+        *MIXED,
+        assignments=(*assignments, f"fault_factor={factor}", "recovery.drain_after_faults=2", "recovery.sdc_check_interval_s=40000.0"),
+        lemon_fraction=0.05,
+        lemon_factor=8,
+    )
+    told = first(chosen)
+    assert told.goodput_s + sum(told.badput_s.values()) == pytest.approx(told.wall_s, rel=1e-9)
+    assert all(seconds >= -1e-6 for seconds in told.badput_s.values())
+    assert told.goodput_s == pytest.approx(told.steps * 5.0, abs=5.0)  # a step may be under way at the end
+    assert sum(told.node_s.values()) == pytest.approx(machine().num_nodes * told.wall_s, rel=1e-9)
+    assert told.steps <= 20_000
+
+
+@given(st.integers(0, 10_000), RECOVERIES, MEMORIES)
+@settings(max_examples=12, deadline=None)
+def test_the_log_read_like_a_real_runs_says_the_same(seed: int, recovery: str, memory: str) -> None:
+    chosen = failing(*MIXED, assignments=(f"seed={seed}", f"recovery.kind={recovery}", f"checkpoint.memory={memory}", "recovery.num_spares=8"))
+    told = first(chosen)
+    report = summarize(simulated_events(workload(), machine(), chosen), how=How.SIMULATED)
+    slack_s = 10.0 * (1 + told.num_interruptions)  # the step that a fault cuts short is lost in both, what made it longer is not
+    assert report.wall_s == pytest.approx(told.wall_s, abs=1e-3)
+    assert report.steps == told.steps
+    assert report.goodput_s == pytest.approx(told.goodput_s, abs=slack_s)
+    assert report.goodput_s + sum(report.badput_s.values()) == pytest.approx(report.wall_s, abs=1e-3)
+    for cause in (Cause.DETECT, Cause.WAIT_NODES, Cause.RESTART, Cause.RESTORE, Cause.RECOMPILE, Cause.LOST_WORK, Cause.STRAGGLER):
+        assert report.badput_s.get(cause, 0.0) == pytest.approx(told.badput_s.get(cause, 0.0), abs=slack_s), cause
+
+
+def test_equal_seeds_give_equal_bytes_and_others_do_not() -> None:
+    chosen = failing(*MIXED)
+    once, again = (simulate(workload(), machine(), chosen, num_replicas=3) for _ in range(2))
+    assert once.to_json() == again.to_json()
+    assert Simulation.from_data(once.to_data(), origin="test") == once
+    other = simulate(workload(), machine(), chosen.model_copy(update={"seed": 1}), num_replicas=2)
+    assert other.tallies[0] == once.tallies[1]  # a replica alone is what it is among others
+    assert other.tallies[0] != once.tallies[0]
+    assert [event.to_line() for event in simulated_events(workload(), machine(), chosen)] == [
+        event.to_line() for event in simulated_events(workload(), machine(), chosen)
+    ]
+
+
+def mean_goodput(chosen: Scenario, num_replicas: int = 24) -> float:
+    return mean(tally.goodput_fraction for tally in simulate(workload(num_steps=10**7), machine(), chosen, num_replicas=num_replicas).tallies)
+
+
+@given(RECOVERIES, MEMORIES, st.floats(0.5, 2.0), st.floats(1.3, 3.0))
+@settings(max_examples=8, deadline=None)
+def test_more_faults_never_raise_expected_goodput(recovery: str, memory: str, factor: float, more: float) -> None:
+    told = (f"recovery.kind={recovery}", f"checkpoint.memory={memory}", "checkpoint.interval_s=1800.0", "recovery.num_spares=16")
+    few, many = (failing(*MIXED, assignments=(*told, f"fault_factor={times}")) for times in (factor, factor * more))
+    assert mean_goodput(many) <= mean_goodput(few) + 0.004
+
+
+@given(st.sampled_from(["hot", "cold", "elastic"]), st.integers(0, 6), st.integers(1, 10))
+@settings(max_examples=8, deadline=None)
+def test_more_spares_never_lower_expected_goodput(recovery: str, spares: int, more: int) -> None:
+    told = (f"recovery.kind={recovery}", "fault_factor=3.0", "checkpoint.interval_s=1800.0")
+    few, many = (failing(*MIXED, assignments=(*told, f"recovery.num_spares={number}")) for number in (spares, spares + more))
+    assert mean_goodput(many) >= mean_goodput(few) - 0.004
+
+
+def test_the_course_is_the_tally_in_bins() -> None:
+    simulation = simulate(workload(), machine(), failing(*MIXED))
+    told, course = simulation.first, simulation.course
+    for cause, shares in course.shares.items():
+        total_s = told.goodput_s if cause is Cause.PRODUCTIVE else told.badput_s.get(cause, 0.0)
+        assert sum(shares) * course.bin_s == pytest.approx(total_s, rel=0.02, abs=60.0), cause
+    for state, counts in course.nodes.items():
+        assert sum(counts) * course.bin_s == pytest.approx(told.node_s[state], rel=0.02, abs=DAY_S / 4), state
+
+
+def test_incidents_add_up_to_the_standstills() -> None:
+    simulation = simulate(workload(), machine(), failing(CRASHES), num_incidents=10**6)
+    told = simulation.first
+    assert sum(incident.detect_s for incident in simulation.incidents) == pytest.approx(told.badput_s[Cause.DETECT], rel=0.02)
+    assert sum(incident.lost_steps for incident in simulation.incidents) == pytest.approx(told.lost_steps, abs=20)
+    assert {incident.cause for incident in simulation.incidents} == {"cause_0"}
+
+
+def test_jumping_to_what_is_next_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = failing(*MIXED)
+    jumped = simulate(workload(), machine(), chosen, num_replicas=2)
+    monkeypatch.setattr("colossus.twin.kernel.Kernel.jump", lambda self, time_s: False)
+    assert simulate(workload(), machine(), chosen, num_replicas=2) == jumped
