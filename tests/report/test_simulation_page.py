@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_figures_are_medians_with_their_spread(many):
     told = {name: (value, remark) for name, value, remark in words.figures(many)}
     middle = float(np.median([one.goodput_fraction for one in many.tallies]))
     assert told["goodput"][0] == words.percent(middle) and "9 in 10 within" in told["goodput"][1]
-    assert "9 in 10" not in dict((name, remark) for name, _, remark in words.figures(simulation()))["goodput"]
+    assert "9 in 10" not in {name: remark for name, _, remark in words.figures(simulation())}["goodput"]
 
 
 def test_no_progress_is_said_in_words():
@@ -143,4 +144,4 @@ def test_every_moment_can_be_shown(share):
 def test_time_only_goes_forward():
     player = Player(simulation())
     moments = [player.at(player.length_s * index / 50) for index in range(51)]
-    assert all(one.step <= other.step and one.num_incidents <= other.num_incidents for one, other in zip(moments, moments[1:], strict=False))
+    assert all(one.step <= other.step and one.num_incidents <= other.num_incidents for one, other in pairwise(moments))
