@@ -8,7 +8,8 @@ import numpy as np
 
 from colossus.spec.causes import Cause
 from colossus.spec.simulation import Course, NodeState
-from colossus.twin.training import BOOK, MARK, Job
+from colossus.twin.book import BOOK, MARK
+from colossus.twin.training import Job
 
 if TYPE_CHECKING:
     from colossus.twin.power import PowerModel
