@@ -6,9 +6,9 @@ Chips beyond what grid and turbines carry in the day's hottest hour stand dark, 
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-import datetime
 from itertools import groupby
 
 import numpy as np
