@@ -544,6 +544,9 @@ class Job:
         if limit is not None and limit.is_outage:
             self._black_out(limit.end_s)
             return
+        if self._outage is None:  # what was until now was at the speed until now
+            self._close(self.kernel.now_s)
+            self._mark(self.kernel.now_s)
         self._speed = 1.0 if limit is None else limit.speed_fraction
         self._repace()
 
