@@ -131,6 +131,8 @@ class Gang:
         step_s = script.times.first_step_s if is_first else script.step_s
         if script.span_steps == 1:
             wishes = self._ram_due(self.step + 1), self._disk_due(self.step + 1)
+            if not is_first and script.times.between_s:
+                yield script.times.between_s
             yield step_s
             self.step += 1
             self._tell_step(step_s)
