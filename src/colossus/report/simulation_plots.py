@@ -5,10 +5,10 @@ Each is drawn for a width, so that a page has it for wide and for narrow screens
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from colossus.report import svg
 from colossus.report.grid import CHARACTER, grid
@@ -24,6 +24,7 @@ SHEETS = ("page.svg.css", "page.plan.css", "page.causes.css")
 SIZES = {"wide": WIDTH, "narrow": 400}
 _ROW, _BAR = 26, 18
 _MOST_BARS = 14
+_WORTH_MAGNIFYING = 0.4  # a picture whose losses reach higher shows them well enough
 _COLUMN = 4  # pixels of a piece of time
 Drawn = tuple[float, str]  # height, SVG elements
 Row = tuple[str, float, str, str]  # name, value, words behind the bar, css
@@ -56,7 +57,7 @@ class Plot:
 def plots(simulation: Simulation) -> list[Plot]:
     """All that there is data for."""
     found = [timeline(simulation)]
-    found += [losses(simulation)] if simulation.first.goodput_s < simulation.first.wall_s else []
+    found += [losses(simulation)] if 0 < _most_lost(simulation.course, WIDTH) < _WORTH_MAGNIFYING else []
     found += [causes(simulation)] if simulation.first.num_interruptions else []
     found += [power(simulation)] if any(simulation.course.site_w) else []
     found += [nodes(simulation)] if simulation.course.nodes else []
@@ -66,12 +67,13 @@ def plots(simulation: Simulation) -> list[Plot]:
 
 def timeline(simulation: Simulation) -> Plot:
     """Shares of every moment, useful work at the bottom."""
+    legend = _most_lost(simulation.course, WIDTH) >= _WORTH_MAGNIFYING
     return Plot(
         name="timeline",
         title="Useful work and losses over time",
         remark="Every column is a piece of the simulated time, cut by what the job did in it. Green is work that counts; everything above it is a loss.",
         description="; ".join(f"{label} {percent(fraction)}" for _, label, _, fraction, _ in time_rows(simulation)),
-        draw=lambda width: _stack(simulation.course, [Cause.PRODUCTIVE, *_lost(simulation.course)], 1.0, width),
+        draw=lambda width: _stack(simulation.course, [Cause.PRODUCTIVE, *_lost(simulation.course)], 1.0, width, legend=legend),
     )
 
 
@@ -95,14 +97,14 @@ def _most_lost(course: Course, width: float) -> float:
     """The largest loss of a bin as it is drawn, up to the next round share."""
     sums = [sum(values) for values in zip(*(_bins(course.shares[cause], width) for cause in _lost(course)), strict=True)]
     most = max(sums, default=0.0)
-    return next((top for top in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5) if most <= top), 1.0)
+    return 0.0 if most == 0 else next((top for top in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5) if most <= top), 1.0)
 
 
 def _bins(values: Sequence[float], width: float) -> list[float]:
     """Means of neighbours, so that one column is about four pixels wide."""
     number = max(1, min(len(values), int(width / _COLUMN)))
     edges = [len(values) * index // number for index in range(number + 1)]
-    return [sum(values[low:high]) / (high - low) for low, high in itertools.pairwise(edges)]
+    return [sum(values[low:high]) / (high - low) for low, high in pairwise(edges)]
 
 
 def _stack(course: Course, shown: Sequence[Cause], top: float, width: float, *, legend: bool = False) -> Drawn:
@@ -291,7 +293,8 @@ def _histogram(values: Sequence[float], tell: Callable[[float], str], counted: s
     for value in values:
         counts[min(number - 1, int((value - low) / step))] += 1
     height = 150.0
-    x = svg.Scale(low=low, high=high, start=40.0, end=width - 12)
+    half = CHARACTER * max(len(tell(low)), len(tell(high))) / 2
+    x = svg.Scale(low=low, high=high, start=max(40.0, half), end=width - half)
     y = svg.Scale(low=0.0, high=float(max(counts)), start=24 + height, end=24)
     ticks = [(at, f"{at:,.0f}") for at in svg.nice_ticks(0, max(counts), 3) if float(at).is_integer()]
     between = [low + (high - low) * index / 4 for index in range(5)]

@@ -55,6 +55,19 @@ class Objective:
     figure: Callable[[Outcome], float | None]
     tell: Callable[[float], str]
     more_is_better: bool
+    tell_difference: Callable[[float], str] | None = None
+
+    def difference(self, value: float) -> str:
+        return (self.tell_difference or self.tell)(value)
+
+    def ends(self, low: float, high: float) -> str:
+        """``58.61 to 71.04 %``."""
+        first, last = self.tell(low), self.tell(high)
+        return f"{first.removesuffix(' %') if last.endswith(' %') else first} to {last}"
+
+
+def points_of_percent(fraction: float) -> str:
+    return f"{fraction * 100:.2f} points"
 
 
 def fine_percent(fraction: float) -> str:
@@ -63,7 +76,9 @@ def fine_percent(fraction: float) -> str:
 
 
 OBJECTIVES = {
-    "goodput": Objective(name="goodput", title="goodput", figure=lambda one: one.goodput_fraction, tell=fine_percent, more_is_better=True),
+    "goodput": Objective(
+        name="goodput", title="goodput", figure=lambda one: one.goodput_fraction, tell=fine_percent, more_is_better=True, tell_difference=points_of_percent
+    ),
     "time": Objective(name="time", title="time to train", figure=lambda one: one.time_to_train_s, tell=duration, more_is_better=False),
     "cost": Objective(
         name="cost",
@@ -157,12 +172,12 @@ def verdict(dims: Sequence[str], points: Sequence[Point], objective: Objective) 
 def _clear(dims: Sequence[str], runner_up: Standing, objective: Objective) -> str:
     if runner_up.worse == math.inf:
         return f"The next, {name_of(dims, runner_up.point)}, does not always get there."
-    return f"Told apart from all others; the next, {name_of(dims, runner_up.point)}, is {_difference(runner_up, objective)} worse on average."
+    return f"Told apart from all others; the next, {name_of(dims, runner_up.point)}, is {_difference(runner_up, objective)} on average."
 
 
 def _difference(standing: Standing, objective: Objective) -> str:
-    width = f" (within {objective.tell(standing.half_width)})" if standing.half_width is not None else ""
-    return objective.tell(standing.worse) + width
+    width = f" (give or take {objective.difference(standing.half_width)})" if standing.half_width is not None else ""
+    return f"{objective.difference(standing.worse)} worse{width}"
 
 
 def header(dims: Sequence[str], points: Sequence[Point], objective: Objective) -> tuple[str, ...]:
@@ -176,8 +191,8 @@ def cells(point: Point, points: Sequence[Point], objective: Objective, standing:
     found = summary(point, objective)
     several: tuple[str, ...] = ()
     if len(point.outcomes) > 1:
-        several = (f"{objective.tell(found.low)} to {objective.tell(found.high)}" if found else "–", _against(standing, objective))
-    others = (one.tell(mean.median) if (mean := summary(point, one)) else "–" for one in _others(points, objective))
+        several = (objective.ends(found.low, found.high) if found else "–", _against(standing, objective))
+    others = (one.tell(other.median) if (other := summary(point, one)) else "–" for one in _others(points, objective))
     times = spread([float(one.num_interruptions) for one in point.outcomes])
     return (*point.values, objective.tell(found.median) if found else "–", *several, *others, f"{times.median:,.0f}")
 
@@ -193,4 +208,4 @@ def _against(standing: Standing | None, objective: Objective) -> str:
     if standing.worse == math.inf:
         return "never gets there"
     apart = "" if standing.is_told_apart else ", may be chance" if standing.half_width is not None else ""
-    return f"{objective.tell(standing.worse)} worse{apart}"
+    return f"{objective.difference(standing.worse)} worse{apart}"

@@ -97,10 +97,9 @@ def terms(simulation: Simulation) -> str:
     """Under which conditions: scenario, faults, seed, replicas."""
     scenario = simulation.scenario
     factor = f" x {scenario.fault_factor:g}" if scenario.fault_factor != 1 else ""
+    faults = "no faults" if simulation.fault_profile == "none" else f"faults as of {simulation.fault_profile}{factor}"
     replicas = f"; {count(len(simulation.tallies), 'replica')}, the first of which is shown over time" if len(simulation.tallies) > 1 else ""
-    return (
-        f"at most {duration(scenario.horizon_s)} simulated; scenario {scenario.name}, faults {simulation.fault_profile}{factor}, seed {scenario.seed}{replicas}"
-    )
+    return f"at most {duration(scenario.horizon_s)} simulated; scenario {scenario.name}; {faults}; seed {scenario.seed}{replicas}"
 
 
 def verdict(simulation: Simulation) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from heapq import nlargest
 
 from colossus.catalog.reliability import load_profile
+from colossus.spec.errors import Problem, SpecError, nearest
 from colossus.spec.event import Event
 from colossus.spec.faults import Duration, FaultProfile
 from colossus.spec.machine import Machine
@@ -172,6 +173,16 @@ class _Twin:
 
 def profile_of(scenario: Scenario) -> FaultProfile:
     """The scenario's faults; those that it injects must be causes among them."""
+    found = _profile_of(scenario)
+    causes = [each.cause for each in found.classes]
+    wrong = [injection.cause for injection in scenario.injections if injection.cause not in causes]
+    if wrong:
+        hint = nearest(wrong[0], causes) or ("that profile has no faults" if not causes else None)
+        raise SpecError("scenario", [Problem(path="injections.cause", value=repr(wrong[0]), rule=f"is no cause of the profile {found.name}", hint=hint)])
+    return found
+
+
+def _profile_of(scenario: Scenario) -> FaultProfile:
     if isinstance(scenario.faults, FaultProfile):
         return scenario.faults
     if scenario.faults == NO_FAULTS:

@@ -366,6 +366,10 @@ class Job:
         if fault is not None:
             outage.kind = None if why else fault.kind
             outage.node = None if kind is not None and kind.is_of_job else fault.node
+        if self.is_logged:
+            self._tell_steps(to_step, progress.disk)
+        if self.is_kept:
+            self._mark(now_s)
         if at > to_step:
             self._lose(outage, at - to_step, now_s, clean)
         outage.from_step = int(at)
@@ -390,10 +394,7 @@ class Job:
     def _lose(self, outage: _Outage, lost: float, now_s: float, clean: tuple[float, int] | None) -> None:
         """So many steps were done for nothing."""
         pace = self._pace
-        if self.is_logged:
-            self._tell_steps(outage.to_step)
         if self.is_kept:
-            self._mark(now_s)
             since_s = clean[0] if clean else now_s - lost * pace.step_s - self._blocked_within(lost)
             self.rewinds.append((max(0.0, since_s), now_s))
         outage.lost_s = lost_s = lost * pace.productive_s
@@ -505,12 +506,11 @@ class Job:
         if outage.phase is _RETURNING:
             start_s, restore_s, compile_s = outage.plan_s
             took_s = min(elapsed_s, start_s)
-            restored_s = min(elapsed_s - took_s, restore_s)
-            compiled_s = elapsed_s - took_s - restored_s
+            restored_s = min(elapsed_s - took_s, restore_s) if compile_s else elapsed_s - took_s
+            compiled_s = elapsed_s - took_s - restored_s if compile_s else 0.0
             book[_RESTART] += took_s
             book[_RESTORE] += restored_s
-            book[_RECOMPILE] += compiled_s if compile_s else 0.0
-            book[_RESTART] += 0.0 if compile_s else compiled_s  # what rounding leaves
+            book[_RECOMPILE] += compiled_s
             parts_s[2] += took_s
             parts_s[3] += restored_s
             parts_s[4] += compiled_s
@@ -588,15 +588,15 @@ class Job:
             self.marks.extend(self.book)
             self.marks.extend((now_s, self._speed))
 
-    def _tell_steps(self, split: int | None = None, *, is_end: bool = True) -> None:
-        """Logs the whole steps since the last such row: up to ``split`` where it lies among them, and after it, unless the span goes on (not ``is_end``).
+    def _tell_steps(self, *splits: int, is_end: bool = True) -> None:
+        """Logs the whole steps since the last such row: up to each of ``splits`` that lies among them, and after it, unless the span goes on (not ``is_end``).
 
         Linear in steps: what they took is spread evenly over a span.
         """
         if not self.is_logged or self._outage is not None:
             return
         at = self.progress.at
-        cuts = [cut for cut in (split, int(at) if is_end else None) if cut is not None and self._span.step < cut <= at]
+        cuts = [cut for cut in (*splits, *((int(at),) if is_end else ())) if self._span.step < cut <= at]
         for cut in sorted(set(cuts)):
             span = self._span
             share = (cut - span.step) / (at - span.step)

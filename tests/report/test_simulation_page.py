@@ -1,0 +1,147 @@
+"""Simulations in words, pictures, on a page and played: whole, for any screen, sums that hold, and nothing that a reader must know the code for."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulations import quiet, simulation
+from test_pages import Page, plain
+
+from colossus.report import simulation_words as words
+from colossus.report.picture import flat, style
+from colossus.report.simulation_live import Player, line, picture
+from colossus.report.simulation_page import page
+from colossus.report.simulation_plots import SHEETS, plots
+from colossus.spec.causes import LABELS, Cause
+from colossus.spec.simulation import NodeState
+
+MOST_BYTES = 400_000
+
+
+@pytest.fixture(scope="module")
+def many():
+    return simulation(num_replicas=40)
+
+
+@pytest.mark.parametrize("made", [simulation(num_replicas=40), simulation(), quiet()], ids=["many", "one", "quiet"])
+def test_the_page_is_whole_and_asks_for_nothing(made):
+    text = page(made)
+    parsed = Page(text)
+    assert parsed.references == [] and "@import" not in text and "url(" not in text
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert len(text.encode()) < MOST_BYTES
+    assert words.verdict(made) in parsed.text
+    assert not re.search(r"\b(nan|inf|None)\b", text)
+
+
+def test_the_page_explains_itself(many):
+    text = Page(re.sub("<style>.*?</style>", "", page(many), flags=re.DOTALL)).text
+    for told in (
+        *("Useful work and losses over time", "The losses alone", "What interrupted the job", "Power of the site", "What the nodes do", "What it costs"),
+        *("The costliest interruptions", "Goodput over replicas", "Time to train over replicas", "What was assumed", "HBM3 memory", "in 1,000 node-days"),
+        *("Goodput: the share of the time", "9 in 10", "in repair", "spread over their life", "Every figure here is simulated"),
+    ):
+        assert told in text, told
+    assert "hbm3_memory" not in text and "init_start" not in text
+    assert len(re.findall('class="soft told"', page(many))) >= len(plots(many))
+
+
+def test_a_quiet_simulation_says_so_and_shows_no_losses():
+    text = Page(page(quiet())).text
+    assert "without an interruption" in text and "The losses alone" not in text and "Power of the site" not in text and "none of which stopped the job" in text
+
+
+def test_names_are_only_text():
+    text = page(simulation(name="<script>alert(1)</script>", machine='"&<b>', notes=["<i>note</i>"], chosen={"<u>": "<s>"}))
+    assert "<script" not in text and "<b>" not in text and "<i>" not in text and "<u>" not in text
+    Page(text)
+
+
+def test_pictures_stand_alone_and_can_be_drawn_without_variables(many):
+    found = plots(many)
+    assert [plot.name for plot in found] == ["timeline", "losses", "causes", "power", "nodes", "money", "goodput", "time-to-train", "interruptions"]
+    for plot in found:
+        alone = plot.picture().alone("somewhere")
+        ElementTree.fromstring(alone)
+        assert "var(--" not in flat(alone), plot.name
+        for size in ("wide", "narrow"):
+            ElementTree.fromstring(plot.inline(size))
+
+
+@pytest.mark.parametrize("size", ["wide", "narrow"])
+def test_nothing_is_drawn_outside(many, size):
+    for plot in plots(many):
+        root = ElementTree.fromstring(plot.inline(size))
+        _, _, wide, high = map(float, root.get("viewBox", "").split())
+        for text in root.iter("text"):
+            at = float(text.get("x", 0))
+            reach = 6.6 * len(text.text or "")
+            left = at - reach if text.get("text-anchor") == "end" else at - reach / 2 if text.get("text-anchor") == "middle" else at
+            if text.get("class") != "name" or text.get("text-anchor"):
+                assert left > -8 and left + reach < wide + 16, (plot.name, text.text)
+            assert 0 <= float(text.get("y", 0)) <= high + 1 or "transform" in ElementTree.tostring(root).decode(), plot.name
+
+
+def test_every_cause_and_state_has_its_colour():
+    rules = style(SHEETS)
+    for css in (*(f"c-{cause.value}" for cause in Cause), *(f"n-{state.value}" for state in NodeState)):
+        assert f".{css}{{fill:var(--{css})}}" in rules and rules.count(f"--{css}:") == 2, css
+    assert set(words.STATES) == set(NodeState)
+
+
+def test_the_stack_of_times_is_the_wall_time(many):
+    assert sum(seconds for _, _, seconds, _, _ in words.time_rows(many)) == pytest.approx(many.first.wall_s)
+    assert sum(row.number for row in words.cause_rows(many)) == many.first.num_interruptions
+    assert sum(fraction for _, _, fraction, _ in words.money_rows(many)) == pytest.approx(1)
+    assert sum(mean for _, _, mean, _ in words.node_rows(many)) == pytest.approx(many.num_nodes, rel=1e-3)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0, 1))
+def test_quantiles_are_numpys(values, fraction):
+    assert words.quantile(values, fraction) == pytest.approx(float(np.quantile(values, fraction)), abs=1e-6)
+
+
+def test_figures_are_medians_with_their_spread(many):
+    told = {name: (value, remark) for name, value, remark in words.figures(many)}
+    middle = float(np.median([one.goodput_fraction for one in many.tallies]))
+    assert told["goodput"][0] == words.percent(middle) and "9 in 10 within" in told["goodput"][1]
+    assert "9 in 10" not in {name: remark for name, _, remark in words.figures(simulation())}["goodput"]
+
+
+def test_no_progress_is_said_in_words():
+    one = simulation().first.model_copy(update={"time_to_train_s": None, "steps": 0})
+    assert "No lasting progress" in words.verdict(simulation(tallies=[one]))
+    page(simulation(tallies=[one]))
+
+
+def test_the_end_of_the_show_is_the_simulation(many):
+    player = Player(many)
+    end = player.at(10 * player.length_s)
+    first = many.first
+    assert end.step == first.steps and end.fraction == 1 and end.num_incidents == len(many.incidents)
+    assert end.shares[Cause.PRODUCTIVE] == pytest.approx(np.mean(many.course.shares[Cause.PRODUCTIVE]))
+    told = plain(picture(end, many), width=120)
+    assert "last interruptions" in told and "in repair" in told and LABELS[Cause.LOST_WORK] in told and "400 interruptions" in told
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0, 1.2))
+def test_every_moment_can_be_shown(share):
+    for made in (simulation(), quiet()):
+        player = Player(made)
+        moment = player.at(share * player.length_s)
+        assert 0 <= moment.fraction <= 1 and (moment.at_s < 1 or sum(moment.shares.values()) == pytest.approx(1))
+        assert line(moment).startswith("day ") and "\n" not in line(moment)
+        assert "nodes now" in plain(picture(moment, made))
+
+
+def test_time_only_goes_forward():
+    player = Player(simulation())
+    moments = [player.at(player.length_s * index / 50) for index in range(51)]
+    assert all(one.step <= other.step and one.num_incidents <= other.num_incidents for one, other in pairwise(moments))
