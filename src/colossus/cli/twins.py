@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colossus.cli.launch import TWIN, Kills, check_kills, load_any_job, make_plan, prior_mtbf_s, resolve_model, smaller_layouts, start_payload
-from colossus.spec.errors import ColossusError, EngineError
+from colossus.spec.errors import ColossusError, DataError, EngineError
 from colossus.spec.event import Event, append_events, read_events
 from colossus.spec.job import RecoverySpec, TrainJob
 from colossus.spec.layout import Layout
@@ -154,7 +155,10 @@ def learn_times(folders: Sequence[Path], runs: Path) -> RunTimes | None:
     names, job, before = [str(run.folder) for run in used], used[-1].load_job(), known_times(runs)
     about: dict[str, Any] = {"machine": machine.identity, "how": How.MEASURED, "source": f"colossus calibrate on {', '.join(names)}"}
     about |= {"date": date.today().isoformat(), "runs": names, "job": job_digest(job), "data": data_digest(job)}
-    found = times_of([list(read_events(run.events)) for run in used], known=before if before and before.machine == machine.identity else None, **about)
+    try:
+        found = times_of([list(read_events(run.events)) for run in used], known=before if before and before.machine == machine.identity else None, **about)
+    except DataError:
+        return None
     times_file(runs).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(times_file(runs), found.to_json())
     return found
@@ -173,10 +177,18 @@ def _run_here(folder: Path, runs: Path, machine: Machine) -> Run | None:
 
 def job_digest(job: TrainJob) -> str:
     """Jobs of one digest take the same times: the number of steps and what is done about faults change none."""
-    free = {"num_steps": 1_000_000, "recovery": RecoverySpec(), "name": "x", "optimizer": job.optimizer.model_copy(update={"warmup_steps": 0})}
+    program = job.program and _program_digest(job.program)
+    free = {"program": program, "num_steps": 1_000_000, "recovery": RecoverySpec(), "name": "x", "optimizer": job.optimizer.model_copy(update={"warmup_steps": 0})}
     return job.model_copy(
         update=free | {"checkpoint": type(job.checkpoint)(), "evaluation": type(job.evaluation)(num_batches=job.evaluation.num_batches)}
     ).digest()
+
+
+def _program_digest(program: str) -> str:
+    """Each run keeps a copy of its program's file in its own folder."""
+    place, _, function = program.rpartition(":")
+    file = Path(place)
+    return f"{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}:{function}" if place.endswith(".py") and file.exists() else program
 
 
 def data_digest(job: TrainJob) -> str:

@@ -25,6 +25,7 @@ _GUESSES: dict[str, tuple[str, float]] = {
     "save_s": ("last_save_s", 1.0),
     "blocked_s": ("last_blocked_s", 1.0),
 }
+_NEEDED = ("import_s", "join_s", "standby_s", "reform_s", "first_step_s")
 _LEAST_STEPS = 3
 
 
@@ -56,6 +57,8 @@ def times_of(logs: Sequence[Sequence[Event]], *, known: RunTimes | None, **about
     rest = dict.fromkeys(
         ("init_s", "compile_s", "copy_s", "save_s", "blocked_s", "last_save_s", "last_blocked_s", "restore_ram_s", "restore_disk_s", "kept_s"), 0.0
     )
+    if untold := sorted(name for name in _NEEDED if name not in found):
+        raise DataError(f"no run tells {', '.join(untold)}", hint="the log of a whole run is needed, from its start to some steps")
     return RunTimes.from_data(rest | found | about, origin="times of runs")
 
 

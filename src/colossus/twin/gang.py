@@ -300,8 +300,10 @@ class Gang:
             worker.say("step", step=self.step, step_s=self.script.step_s, **more)
 
     def _say_busy(self, doing: str) -> None:
-        self._stepping = False
-        self._say("busy", doing=doing)
+        """Of a large gang that steps, the first rank says it for all: of the others it is enough that they do not wait."""
+        speakers, more = self.voices()
+        for worker in speakers:
+            worker.say("busy", doing=doing, **({} if self._stepping else more))
 
     def _tell(self, kind: str, **payload: Any) -> None:
         self.engine.tell(kind, at_s=self.engine.now_s(), scope=self._scope, **payload)
