@@ -43,7 +43,21 @@ NO_JAX = ("spec", "catalog", "policy", "report", "estimate", "plan", "twin")
 JAX_NAMES = {"jax", "jaxlib", "optax", "orbax", "flax"}
 UNIT_SUFFIXES = (
     *("_s", "_bytes", "_bytes_per_s", "_flop", "_flop_per_s", "_tokens", "_tokens_per_s", "_w", "_j", "_usd", "_usd_per_s"),
-    *("_kg_co2e", "_kg_co2e_per_j", "_usd_per_j", "_fraction", "_per_chip", "_per_node", "_per_replica", "_per_device", "_per_token", "_steps", "_every_steps"),
+    *(
+        "_kg_co2e",
+        "_kg_co2e_per_j",
+        "_usd_per_j",
+        "_fraction",
+        "_per_chip",
+        "_per_node",
+        "_per_replica",
+        "_per_device",
+        "_per_token",
+        "_per_parameter",
+        "_steps",
+        "_every_steps",
+    ),
+    *("_c", "_per_year", "_per_step"),
 )
 UNIT_PREFIXES = ("num_",)
 # Numbers that are pure by nature: sizes of dims and mesh axes, hyperparameters, versions, identities.
@@ -53,6 +67,7 @@ PURE = {
     *("low_frequency_factor", "high_frequency_factor", "load_balance_weight", "z_loss_weight"),
     *("pp", "cp", "tp", "ep", "zero_stage", "pod_chips", "oversubscription", "cost_usd"),
     *("kv_rank", "query_rank", "rope_head_dim", "value_head_dim", "shared_dim"),
+    *("shape", "spread", "lemon_factor", "fault_factor", "drain_after_faults", "node", "steps", "tokens"),
     *("rank", "learning_rate", "weight_decay", "beta1", "beta2", "epsilon", "clip_norm", "spike_sigma"),
 }
 

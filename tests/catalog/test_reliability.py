@@ -8,7 +8,7 @@ import pytest
 
 from colossus.catalog.reliability import CauseEntry, ReliabilityEntry, load_profile, load_reliability, node_mtbf_s, reliability_names
 from colossus.spec.errors import CatalogError, SpecError
-from colossus.spec.faults import Effect, FaultProfile, Unit
+from colossus.spec.faults import Effect, FaultProfile
 
 DAY_S = 86400.0
 
@@ -24,11 +24,10 @@ def test_every_profile_loads_with_sources(name: str) -> None:
 
 
 def expected_faults(entry: ReliabilityEntry, cause: str) -> float:
-    """Of a class over the run it was counted in: the hazard's integral over all units, lemons among them."""
+    """Of a class over the run it was counted in: the hazard's integral over all units."""
     found = next(each for each in entry.profile().classes if each.cause == cause)
-    share = 1 + entry.lemon_fraction * (entry.lemon_factor - 1) if found.per in (Unit.CHIP, Unit.NODE) else 1
     ages = ((entry.age_s + entry.duration_s) / found.mtbf_s) ** found.shape - (entry.age_s / found.mtbf_s) ** found.shape
-    return ages * share * entry.num_units(found.per)
+    return ages * entry.num_units(found.per)
 
 
 @pytest.mark.parametrize("name", reliability_names())
@@ -62,6 +61,9 @@ def test_the_full_profile_keeps_llamas_counts() -> None:
 def test_rates_as_published() -> None:
     assert load_reliability("rsc-1").node_mtbf_s == pytest.approx(1000 / 6.5 * DAY_S)
     assert load_reliability("kill-storm").node_mtbf_s > 1e6 * 365 * DAY_S
+    lemons = load_reliability("airesim")  # 0.01 a day, 15 % of them six times as often: 0.0175 on average
+    assert lemons.node_mtbf_s == pytest.approx(DAY_S / 0.0175)
+    assert lemons.profile().classes[0].mtbf_s == pytest.approx(DAY_S / 0.0175)
     nothing = ReliabilityEntry.from_data(load_reliability("kill-storm").to_data() | {"causes": []}, origin="x")
     assert nothing.node_mtbf_s == inf
 

@@ -131,7 +131,7 @@ def test_more_faults_never_raise_expected_goodput(recovery: str, memory: str, fa
 @given(st.sampled_from(["hot", "cold", "elastic"]), st.integers(0, 6), st.integers(1, 10))
 @settings(max_examples=8, deadline=None)
 def test_more_spares_never_lower_expected_goodput(recovery: str, spares: int, more: int) -> None:
-    told = (f"recovery.kind={recovery}", "fault_factor=3.0", "checkpoint.interval_s=1800.0")
+    told = (f"recovery.kind={recovery}", "fault_factor=0.3", "checkpoint.interval_s=1800.0")
     few, many = (failing(*MIXED, assignments=(*told, f"recovery.num_spares={number}")) for number in (spares, spares + more))
     assert mean_goodput(many) >= mean_goodput(few) - 0.004
 

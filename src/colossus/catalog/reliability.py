@@ -22,7 +22,8 @@ _Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
 
 
 class CauseEntry(Spec):
-    """What one cause did. Its rate is one of three: ``num_interruptions`` counted, ``num_faults_per_thousand_unit_days`` published, or ``mtbf_s`` of one unit.
+    """What one cause did. Its rate is one of three: ``num_interruptions`` counted, ``num_faults_per_thousand_unit_days`` published, or ``mtbf_s`` of one unit
+    that is no lemon.
 
     ``per``: what the count is spread over; ``takes``: what is away until it is repaired. ``source`` and ``how`` of the rate and ``times_source``
     of detect, diagnose and repair, where they differ from the file's.
@@ -158,15 +159,12 @@ class ReliabilityEntry(Spec):
         )
 
     def _scale_s(self, cause: CauseEntry) -> float:
-        """``mtbf_s`` of FaultClass: of a node that is no lemon, and at shape != 1 the scale of a hazard that gives the count between age and age + T.
+        """``mtbf_s`` of FaultClass: the mean of all units, lemons among them; at shape != 1 the scale of a hazard that gives the count from age a to a + T.
 
-        T N (share) / n generalises to ((a + T)^k - a^k) N / n = m^k.
+        T N / n generalises to ((a + T)^k - a^k) N / n = m^k.
         """
-        if cause.mtbf_s is not None:
-            return cause.mtbf_s
-        share = 1 + self.lemon_fraction * (self.lemon_factor - 1) if cause.per in (Unit.CHIP, Unit.NODE) else 1.0
-        mean_s, shape = self._mean_mtbf_s(cause) * share, cause.shape
-        if shape == 1:
+        mean_s, shape = self._mean_mtbf_s(cause), cause.shape
+        if cause.mtbf_s is not None or shape == 1:
             return mean_s
         window = (self.age_s + self.duration_s) ** shape - self.age_s**shape
         return float((window * mean_s / self.duration_s) ** (1 / shape))
@@ -177,7 +175,8 @@ class ReliabilityEntry(Spec):
         if cause.num_faults_per_thousand_unit_days is not None:
             return 1000 * DAY_S / cause.num_faults_per_thousand_unit_days
         assert cause.mtbf_s is not None
-        return cause.mtbf_s
+        of_nodes = cause.per in (Unit.CHIP, Unit.NODE) and cause.takes in (Unit.CHIP, Unit.NODE)
+        return cause.mtbf_s / (1 + self.lemon_fraction * (self.lemon_factor - 1)) if of_nodes else cause.mtbf_s
 
 
 def reliability_names() -> list[str]:

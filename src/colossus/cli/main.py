@@ -27,6 +27,7 @@ VERBS = {
     "plan": "Say which layout a job gets, here or on any machine, and what it takes.",
     "simulate": "Play a job's months on any machine: faults, recovery, power, money.",
     "sweep": "Simulate with some values varied, and name the best.",
+    "build-out": "Play out how a site grows: chips, power, money and compute by day.",
     "machines": "List machines and nodes that can be planned for, with sources.",
     "chips": "List accelerators: memory, bandwidth, peaks, power, with sources.",
     "models": "List models: parameters, layers, width, context, with sources.",
@@ -48,7 +49,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             return None
-        return importlib.import_module(f"colossus.cli.{name}").command
+        return importlib.import_module(f"colossus.cli.{name.replace('-', '_')}").command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in VERBS and not args[0].startswith("-"):

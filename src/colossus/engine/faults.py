@@ -35,7 +35,7 @@ def among_living(gang: Iterable[Worker], silent: Mapping[int, Worker], spec: Rec
 
     ``waited_s``: since a survivor said that a peer is lost, 0 where none did.
     """
-    hung = {rank: worker for rank, worker in silent.items() if _is_silent(worker, spec, now)}
+    hung = {rank: worker for rank, worker in silent.items() if is_silent(worker, spec, now)}
     if hung:
         silence_s = max(now - worker.last_beat_s for worker in hung.values())
         return Fault(cause="hung", detail=f"no sign of life for {silence_s:.1f} s", ranks=tuple(hung))
@@ -46,7 +46,7 @@ def among_living(gang: Iterable[Worker], silent: Mapping[int, Worker], spec: Rec
     return None
 
 
-def _is_silent(worker: Worker, spec: RecoverySpec, now: float) -> bool:
+def is_silent(worker: Worker, spec: RecoverySpec, now: float) -> bool:
     """Before its program is compiled a worker runs the user's code, which may hold Python's lock for long: patience, unless it is stopped."""
     silence_s = now - worker.last_beat_s
     if silence_s <= spec.heartbeat_timeout_s:

@@ -49,10 +49,56 @@ def _unused(folder: Path, number: int) -> Path:
     return next(folder / name for name in names if not (folder / name).exists())
 
 
-@dataclass(eq=False, kw_only=True)
-class Worker:
+class Worker(Protocol):
     """What every engine's workers have. ``rank`` is None while it stands by. Times are the engine's clock."""
 
+    started_s: float
+    rank: int | None
+    ready: bool
+    waiting: bool
+    step: int
+    phase: str
+    last_beat_s: float
+    last_progress_s: float
+    step_s: float
+    failure: dict[str, Any] | None
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it lives; minus the signal's number where one killed it."""
+        ...
+
+    def send(self, order: dict[str, Any]) -> None:
+        """Gives an order; a worker that is gone is noticed by its exit, not here."""
+        ...
+
+    def messages(self) -> list[dict[str, Any]]:
+        """What it said since the last call. One with ``all`` speaks for every rank of its gang."""
+        ...
+
+    def strike(self) -> None:
+        """SIGKILL, on purpose; its exit is news like any other."""
+        ...
+
+    def is_stopped(self) -> bool:
+        """Whether the system holds it (SIGSTOP, a debugger), so that it cannot even beat."""
+        ...
+
+    def last_words(self, num_lines: int = 12) -> str:
+        """The end of its log, without the noise that XLA writes on the way down."""
+        ...
+
+
+@dataclass(eq=False, kw_only=True)
+class LocalWorker:
+    """A child process, with a line to it."""
+
+    process: subprocess.Popen[bytes]
+    line: socket.socket
+    log: Path
     started_s: float
     rank: int | None = None
     ready: bool = False
@@ -63,48 +109,6 @@ class Worker:
     last_progress_s: float = 0.0
     step_s: float = 0.0
     failure: dict[str, Any] | None = None
-
-    @property
-    def pid(self) -> int:
-        raise NotImplementedError
-
-    @property
-    def exit_code(self) -> int | None:
-        """None while it lives; minus the signal's number where one killed it."""
-        raise NotImplementedError
-
-    def send(self, order: dict[str, Any]) -> None:
-        """Gives an order; a worker that is gone is noticed by its exit, not here."""
-        raise NotImplementedError
-
-    def messages(self) -> list[dict[str, Any]]:
-        """What it said since the last call. One with ``all`` speaks for every rank of its gang."""
-        raise NotImplementedError
-
-    def strike(self) -> None:
-        """SIGKILL, on purpose; its exit is news like any other."""
-        raise NotImplementedError
-
-    def kill(self) -> None:
-        """Ends it for good, if it has not ended, and lets go of it."""
-        raise NotImplementedError
-
-    def is_stopped(self) -> bool:
-        """Whether the system holds it (SIGSTOP, a debugger), so that it cannot even beat."""
-        return False
-
-    def last_words(self, num_lines: int = 12) -> str:
-        """The end of its log, without the noise that XLA writes on the way down."""
-        return ""
-
-
-@dataclass(eq=False, kw_only=True)
-class LocalWorker(Worker):
-    """A child process, with a line to it."""
-
-    process: subprocess.Popen[bytes]
-    line: socket.socket
-    log: Path
     _rest: bytes = field(default=b"", repr=False)
 
     @property

@@ -59,10 +59,11 @@ class Task:
 
 
 class Supervisor:
-    """``run()`` returns the status, "done" or "interrupted"; raises EngineError when the policy gives up."""
+    """``run()`` returns the status, "done" or "interrupted"; raises EngineError when the policy gives up. ``on_event``: in place of the run's log."""
 
-    def __init__(self, task: Task, engine: Engine, *, on_tick: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, task: Task, engine: Engine, *, on_tick: Callable[[], None] = lambda: None, on_event: Callable[[Event], None] | None = None) -> None:
         self._task = task
+        self._on_event = on_event or self._append
         self._engine = engine
         self._on_tick = on_tick
         self._gang: dict[int, Worker] = {}
@@ -273,14 +274,15 @@ class Supervisor:
         return worker
 
     def _tend_standbys(self) -> None:
-        """Starts standbys once the gang trains, so that they do not slow its start; not in a hurry where they die."""
-        dead = [worker for worker in self._standbys if worker in self._gone]
-        for worker in dead:
+        """Starts standbys once the gang trains, so that they do not slow its start; not in a hurry where they die. One that hangs is none."""
+        now, spec = self._engine.now_s(), self._task.recovery
+        silent = [worker for worker in self._engine.silent(now - spec.heartbeat_timeout_s) if faults.is_silent(worker, spec, now)]
+        for worker in [worker for worker in (*self._gone, *silent) if worker in self._standbys]:
             self._standbys.remove(worker)
             self._dismiss(worker)
-        missing = self._task.recovery.num_standbys - len(self._standbys)
-        if missing > 0 and self._engine.now_s() >= self._next_standby_s and all(worker.phase == "stepping" for worker in self._gang.values()):
-            self._next_standby_s = self._engine.now_s() + _STANDBY_PAUSE_S
+        missing = spec.num_standbys - len(self._standbys)
+        if missing > 0 and now >= self._next_standby_s and all(worker.phase == "stepping" for worker in self._gang.values()):
+            self._next_standby_s = now + _STANDBY_PAUSE_S
             self._standbys += [self._start_worker() for _ in range(missing)]
 
     def _wake_s(self) -> float | None:
@@ -394,6 +396,9 @@ class Supervisor:
 
     def _tell(self, kind: str, *, scope: dict[str, Any] | None = None, **payload: Any) -> None:
         event = Event(time_s=self._engine.wall_s(), kind=kind, scope={"attempt": self._generation, **(scope or {})}, payload=payload)
+        self._on_event(event)
+
+    def _append(self, event: Event) -> None:
         with contextlib.suppress(OSError):  # a full disk must not end the run
             append_events(self._task.run.events, [event])
 

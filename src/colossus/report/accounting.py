@@ -141,7 +141,7 @@ class Accountant:
         struck_us = self._struck_us(at_us, micros(payload["detected_s"]))
         if self.state is State.STEPPING:
             self._fault_us = (struck_us, at_us)
-        elif self._fault_us is None:
+        elif self._fault_us is None or (micros(payload["detected_s"]) and struck_us >= self._fault_us[1]):
             self._claim(struck_us, at_us, Cause.DETECT)
         self.state = State.DOWN
 

@@ -76,7 +76,9 @@ def fine_percent(fraction: float) -> str:
 
 
 OBJECTIVES = {
-    "goodput": Objective(name="goodput", title="goodput", figure=lambda one: one.goodput_fraction, tell=fine_percent, more_is_better=True, tell_difference=points_of_percent),
+    "goodput": Objective(
+        name="goodput", title="goodput", figure=lambda one: one.goodput_fraction, tell=fine_percent, more_is_better=True, tell_difference=points_of_percent
+    ),
     "time": Objective(name="time", title="time to train", figure=lambda one: one.time_to_train_s, tell=duration, more_is_better=False),
     "cost": Objective(
         name="cost",

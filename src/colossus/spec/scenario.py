@@ -142,6 +142,8 @@ class Scenario(Spec):
 
     schema_version: Literal[1] = Field(1, alias="schema")
     name: str
+    source: str = ""
+    date: str = ""
     horizon_s: Annotated[Seconds, Field(gt=0)]
     seed: Count = 0
     faults: str | FaultProfile

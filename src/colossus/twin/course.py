@@ -8,7 +8,8 @@ import numpy as np
 
 from colossus.spec.causes import Cause
 from colossus.spec.simulation import Course, NodeState
-from colossus.twin.training import BOOK, MARK, Job
+from colossus.twin.book import BOOK, MARK
+from colossus.twin.training import Job
 
 if TYPE_CHECKING:
     from colossus.twin.power import PowerModel
@@ -19,7 +20,7 @@ _STATES = (NodeState.WORKING, NodeState.STANDING, NodeState.SPARE, NodeState.REP
 
 def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> Course:
     """Every line of the book as a curve between marks, cut into bins. Work that was lost later counts as lost when it was done."""
-    rows = np.frombuffer(job.marks, dtype=float).reshape(-1, len(BOOK) + len(MARK))
+    rows = np.array(job.marks).reshape(-1, len(BOOK) + len(MARK))
     book = {cause: rows[:, place] for place, cause in enumerate(BOOK)}
     time_s, speed = rows[:, len(BOOK)], rows[:, len(BOOK) + 1]
     edges_s = np.linspace(0.0, max(job.wall_s, 1e-9), num_bins + 1)
@@ -29,10 +30,11 @@ def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> C
     spent = {cause: np.diff(np.interp(edges_s, time_s, values)) for cause, values in book.items()}
     spent[Cause.PRODUCTIVE] = np.diff(np.interp(edges_s, time_s, worked)) - lost
     spent[Cause.LOST_WORK] = lost
-    counts = np.frombuffer(job.nodes.course, dtype=float).reshape(-1, 1 + len(_STATES))
+    assert job.nodes.course is not None
+    counts = np.array(job.nodes.course).reshape(-1, 1 + len(_STATES))
     nodes = {state: _means(counts[:, 0], counts[:, 1 + place], edges_s) for place, state in enumerate(_STATES)}
     middle_s = (edges_s[1:] + edges_s[:-1]) / 2
-    site_w = power.site_w(middle_s, *nodes.values(), np.maximum(_means(time_s, speed, edges_s), 1e-9)) if power else np.zeros(num_bins)
+    site_w = power.site_w(middle_s, *(nodes[state] for state in _STATES), np.maximum(_means(time_s, speed, edges_s), 1e-9)) if power else np.zeros(num_bins)
     done = spent[Cause.PRODUCTIVE] / job.setting.workload.step_s
     return Course(
         bin_s=float(bin_s),

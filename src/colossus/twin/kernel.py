@@ -1,8 +1,8 @@
-"""Discrete events in order of time, priority, and the sequence they were asked for."""
+"""Discrete events in order of time, priority, and the sequence they were asked for; beside them one list of times known from the start."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import inf
 from typing import Any
@@ -16,14 +16,22 @@ class Kernel:
     Of equal times the lower priority number goes first, then what was asked for first: two runs of the same calls go the same way.
     """
 
-    __slots__ = ("_queue", "_sequence", "_until_s", "now_s", "num_events")
+    __slots__ = ("_fed_s", "_feed", "_feed_action", "_feed_place", "_queue", "_sequence", "_until_s", "now_s", "num_events")
 
     def __init__(self) -> None:
         self.now_s = 0.0
         self.num_events = 0
         self._queue: list[tuple[float, int, int, Action, Any]] = []
         self._sequence = 0
-        self._until_s = inf
+        self._until_s = self._fed_s = inf
+        self._feed: Sequence[float] = ()
+        self._feed_place = 0
+        self._feed_action: Callable[[int], object] = lambda place: None
+
+    def feed(self, times_s: Sequence[float], action: Callable[[int], object]) -> None:
+        """Calls ``action(place)`` at each of ``times_s``, ascending, after all other events of that time. It costs less than as many ``at``."""
+        self._feed, self._feed_action, self._feed_place = times_s, action, 0
+        self._fed_s = times_s[0] if times_s else inf
 
     def at(self, time_s: float, action: Action, argument: Any = None, priority: int = 0) -> None:
         """Calls ``action(argument)`` at ``time_s``; a time that has passed is a ValueError."""
@@ -39,7 +47,7 @@ class Kernel:
     def jump(self, time_s: float) -> bool:
         """Makes it ``time_s`` where no event comes before or at that time, so that what would be asked for then can be done at once; whether it did."""
         queue = self._queue
-        if time_s > self._until_s or (queue and queue[0][0] <= time_s):
+        if time_s > self._until_s or self._fed_s <= time_s or (queue and queue[0][0] <= time_s):
             return False
         self.now_s = time_s
         self.num_events += 1
@@ -49,12 +57,27 @@ class Kernel:
         """Plays the events up to and including ``until_s``."""
         queue, pop, number = self._queue, heappop, 0
         self._until_s = until_s
-        while queue and queue[0][0] <= until_s:
-            self.now_s, _, _, action, argument = pop(queue)
-            action(argument)
+        while True:
+            if queue and queue[0][0] <= self._fed_s:
+                if queue[0][0] > until_s:
+                    break
+                self.now_s, _, _, action, argument = pop(queue)
+                action(argument)
+            elif self._fed_s <= until_s and self._fed_s < inf:
+                self._next_of_feed()
+            else:
+                break
             number += 1
         self.num_events += number
+
+    def _next_of_feed(self) -> None:
+        place, feed = self._feed_place, self._feed
+        self.now_s = self._fed_s
+        self._feed_place = following = place + 1
+        self._fed_s = feed[following] if following < len(feed) else inf
+        self._feed_action(place)
 
     def clear(self) -> None:
         """Forgets all events to come, which ends ``run``."""
         self._queue.clear()
+        self._fed_s = inf

@@ -29,9 +29,12 @@ _SPEED_STEPS = 100  # limits are told in hundredths of the full speed, rounded d
 class Load(Protocol):
     """What of a workload draws power."""
 
-    num_job_chips: int
-    step_s: float
-    parts_s: Mapping[str, float]
+    @property
+    def num_job_chips(self) -> int: ...
+    @property
+    def step_s(self) -> float: ...
+    @property
+    def parts_s(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,15 +152,25 @@ class PowerModel:
         return (job_node_w * self.num_job_nodes + self.watts.idle_w * others + self.network_w) * pue
 
     def site_w(
-        self, time_s: np.ndarray, stepping: np.ndarray, standing: np.ndarray, spare: np.ndarray, repair: np.ndarray, speed: np.ndarray | float = 1.0
+        self,
+        time_s: np.ndarray,
+        stepping: np.ndarray,
+        standing: np.ndarray,
+        spare: np.ndarray,
+        repair: np.ndarray,
+        speed: np.ndarray | float = 1.0,
+        *,
+        saving_fraction: np.ndarray | float = 0.0,
     ) -> np.ndarray:
         """Mean site power of equal bins around ``time_s``, cooling included; the others: mean numbers of nodes, and the steps' speed, of each bin.
 
-        Nodes that none of the four counts idle. The sum times the bin is the bill's ``site_j``.
+        ``saving_fraction``: of the stepping nodes' time, at which they stand still for a save. Nodes that none of the four counts idle. The sum times the
+        bin is the bill's ``site_j``.
         """
         bin_s = float(time_s[1] - time_s[0]) if len(time_s) > 1 else 2.0 * float(time_s[0])
         others = self.machine.num_nodes - stepping - standing - spare - repair
-        nodes_w = stepping * self._stepping_w(speed) + standing * self.watts.waiting_w + (spare + repair + others) * self.watts.idle_w
+        working_w = self._stepping_w(speed) * (1.0 - saving_fraction) + self.watts.waiting_w * saving_fraction
+        nodes_w = stepping * working_w + standing * self.watts.waiting_w + (spare + repair + others) * self.watts.idle_w
         return (nodes_w + self.network_w) * self.climate.mean(time_s - bin_s / 2, time_s + bin_s / 2)
 
     def _stepping_w(self, speed: np.ndarray | float) -> np.ndarray:
@@ -173,11 +186,11 @@ class PowerModel:
         stepping_s: float,
         saving_s: float,
         course_site_w: Sequence[float] | np.ndarray | None = None,
-        slowed_s: Mapping[float, float] | None = None,
+        limits: Sequence[Limit] = (),
     ) -> Bill:
-        """Energy, carbon and money. WORKING node-seconds are those of ``stepping_s`` and ``saving_s`` together; ``slowed_s``: of ``stepping_s``, seconds
-        at each speed below 1. The course, where there is one, gives the site's energy and peak; else the mean PUE of the time does."""
-        it_j = self._nodes_j(wall_s, node_s, stepping_s, saving_s, slowed_s or {}) + self.network_w * wall_s
+        """Energy, carbon and money. WORKING node-seconds are those of ``stepping_s`` and ``saving_s`` together; ``limits``: under which they ran, steps
+        taken to be spread evenly. The course, where there is one, gives the site's energy and peak; else the mean PUE of the time does."""
+        it_j = self._nodes_j(node_s, stepping_s, saving_s, _slowed_s(limits, wall_s, stepping_s)) + self.network_w * wall_s
         it_j += max(0.0, self.machine.num_nodes * wall_s - sum(node_s.values())) * self.watts.idle_w
         peak_w = min(self.contract_w, self._site_w(float(self.peak_w[-1]), self.climate.hottest(wall_s))) if stepping_s else 0.0
         site_j = it_j * float(self.climate.until(wall_s)) / wall_s if wall_s else 0.0
@@ -196,7 +209,7 @@ class PowerModel:
             **self.money.costs(wall_s=wall_s, tokens=tokens, site_j=site_j),
         )
 
-    def _nodes_j(self, wall_s: float, node_s: Mapping[NodeState, float], stepping_s: float, saving_s: float, slowed_s: Mapping[float, float]) -> float:
+    def _nodes_j(self, node_s: Mapping[NodeState, float], stepping_s: float, saving_s: float, slowed_s: Mapping[float, float]) -> float:
         working, busy_s = node_s.get(NodeState.WORKING, 0.0), stepping_s + saving_s
         full_s = stepping_s - sum(slowed_s.values())
         step_js = full_s * float(self.step_w[-1]) + sum(seconds * float(self._stepping_w(speed)) for speed, seconds in slowed_s.items())
@@ -263,6 +276,15 @@ class PowerModel:
         """The highest speed, in hundredths, whose draw fits; the lowest clock's where none does by a hair."""
         speed = float(np.interp(draw_w, self._site_w(self.peak_w, pue), self.speeds))
         return max(math.floor(speed * _SPEED_STEPS + 1e-9) / _SPEED_STEPS, float(self.speeds[0]))
+
+
+def _slowed_s(limits: Sequence[Limit], wall_s: float, stepping_s: float) -> dict[float, float]:
+    """Seconds of steps at each speed below the full one, of steps spread evenly over what was no outage."""
+    spans: dict[float, float] = {}
+    for limit in limits:
+        spans[limit.speed_fraction] = spans.get(limit.speed_fraction, 0.0) + max(0.0, min(limit.end_s, wall_s) - limit.start_s)
+    running_s = wall_s - spans.pop(0.0, 0.0)
+    return {speed: seconds * stepping_s / running_s for speed, seconds in spans.items() if seconds} if running_s > 0 else {}
 
 
 def _spans(horizon_s: float, events: Sequence[GridEvent], hours: np.ndarray) -> Iterator[tuple[float, float]]:

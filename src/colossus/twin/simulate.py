@@ -13,12 +13,13 @@ from colossus.spec.machine import Machine
 from colossus.spec.scenario import Scenario
 from colossus.spec.simulation import Course, SimulatedIncident, Simulation, Tally
 from colossus.spec.units import format_duration
+from colossus.twin.book import BOOK, IncidentRow
 from colossus.twin.course import course_of
 from colossus.twin.log import events_of
 from colossus.twin.power import PowerModel
 from colossus.twin.setting import Setting
 from colossus.twin.streams import stream
-from colossus.twin.training import BOOK, IncidentRow, Job
+from colossus.twin.training import Job
 from colossus.twin.workload import Workload
 
 _NUM_INCIDENTS = 200

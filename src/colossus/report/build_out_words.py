@@ -1,0 +1,138 @@
+"""A build-out in words, the same in terminal and page: verdict, key figures, and rows of limits, comparisons and sources."""
+
+from __future__ import annotations
+
+import datetime
+
+from colossus.report.plan_words import count, energy, money, short_count
+from colossus.spec.build_out import BuildOut, Compared, Shortage
+from colossus.spec.units import format_quantity
+
+_KINDS = {"grid": "the grid's contract", "substation": "the substation", "turbines": "turbines on the site", "battery": "batteries"}
+LIMIT_HEADER = ("from", "to", "chips dark at most", "short by", "limited by", "waits for", "or all at")
+COMPARED_HEADER = ("date", "figure", "published", "ours", "ratio", "source")
+GROWTH_HEADER = ("date", "node", "chips", "source")
+SUPPLY_HEADER = ("from", "to", "source of power", "kind", "power", "stored", "source")
+
+
+def watts(value: float) -> str:
+    return format_quantity(value, "W")
+
+
+def verdict(site: BuildOut) -> str:
+    """What the build-out comes to, in one or two sentences."""
+    last = site.num_days - 1
+    built = f"{count(site.all_chips(last), 'chip')} by {_full_day(site)}, {watts(site.capacity_w[last])} of facility, {money(site.total_usd(last))} spent by {site.day(last)}."
+    if not site.shortages:
+        return f"{built} Power was there for every chip on every day."
+    worst = max(site.shortages, key=lambda shortage: shortage.most_dark_chips)
+    return f"{built} Power is the limit from {worst.begin} to {worst.end}: up to {count(worst.most_dark_chips, 'chip')} stand dark, for want of {_KINDS[worst.limit]}."
+
+
+def _full_day(site: BuildOut) -> datetime.date:
+    most = site.all_chips(site.num_days - 1)
+    return site.day(next(index for index in range(site.num_days) if site.all_chips(index) == most))
+
+
+def figures(site: BuildOut) -> list[tuple[str, str, str]]:
+    """(name, value, remark) of the last day."""
+    last, most = site.num_days - 1, max(range(site.num_days), key=lambda index: site.site_w[index])
+    swing = max(range(site.num_days), key=lambda index: site.swing_left_w[index])
+    told = [
+        ("chips", f"{site.all_chips(last):,}", f"all of them from {_full_day(site)}"),
+        ("built for", watts(site.capacity_w[last]), "rated power of all nodes and network, cooled on the hottest day"),
+        ("draws in training", watts(site.site_w[most]), f"a day's mean, on {site.day(most)}, the most of all days"),
+        ("spent", money(site.total_usd(last)), f"{money(site.spent_usd['energy'][last])} of it for {energy(site.energy_j[last])}"),
+        (
+            "delivers",
+            format_quantity(site.flop_per_s[last], "FLOP/s"),
+            f"of training, at {site.mfu_fraction:.0%} MFU; {site.total_flop[last]:.3g} FLOP so far",
+        ),
+        ("chip-days dark", f"{sum(site.num_dark_chips):,}", "for want of power"),
+        ("swing left", watts(site.swing_left_w[swing]), f"within a step, after batteries, at most ({site.day(swing)}); {watts(max(site.swing_w))} before them"),
+    ]
+    return told + ([] if site.job is None else [_job_figure(site)])
+
+
+def _job_figure(site: BuildOut) -> tuple[str, str, str]:
+    job = site.job
+    assert job is not None
+    tokens, ungrown = job.num_tokens[-1], job.num_ungrown_tokens[-1]
+    gain = f"{tokens / ungrown:.3g} times what the first phase alone had trained" if ungrown and tokens > 1.005 * ungrown else "since the first chips ran"
+    if job.total_tokens is not None:
+        gain += f"; {short_count(job.total_tokens)} tokens {_ends(job.done)}, without growth {_ends(job.done_ungrown)}"
+    return f"{job.model} gets", f"{short_count(tokens)} tokens", gain
+
+
+def _ends(day: datetime.date | None) -> str:
+    return "not within twenty years" if day is None else f"by {day}"
+
+
+def limit_rows(site: BuildOut) -> list[tuple[str, ...]]:
+    return [_limit_row(shortage) for shortage in site.shortages]
+
+
+def _limit_row(shortage: Shortage) -> tuple[str, ...]:
+    slowed = f"{shortage.speed_fraction:.0%} of the full speed" if shortage.speed_fraction else "not even the lowest clock fits"
+    return (
+        str(shortage.begin),
+        str(shortage.end),
+        f"{shortage.most_dark_chips:,}",
+        watts(shortage.most_short_w),
+        _KINDS[shortage.limit],
+        shortage.waits_for or "nothing planned",
+        slowed,
+    )
+
+
+def compared_rows(site: BuildOut) -> list[tuple[str, ...]]:
+    return [_compared_row(one) for one in site.compared]
+
+
+def _compared_row(one: Compared) -> tuple[str, ...]:
+    name, said = ("facility power", watts) if one.what == "facility_w" else ("capital", money)
+    return str(one.date), name, said(one.published), said(one.ours), f"{one.ratio:.2f}", one.source
+
+
+def growth_rows(site: BuildOut) -> list[tuple[str, ...]]:
+    return [(str(one.date), one.node, f"{one.num_chips:,}", one.source) for one in site.growth]
+
+
+def supply_rows(site: BuildOut) -> list[tuple[str, ...]]:
+    return [
+        (
+            str(one.begin),
+            str(one.until or ""),
+            one.name,
+            one.kind,
+            watts(one.power_w),
+            energy(one.stored_j) if one.stored_j else "",
+            one.source,
+        )
+        for one in sorted(site.supplies, key=lambda one: one.begin)
+    ]
+
+
+TABLE_HEADER = ("date", "chips", "dark", "on grid alone", "built for", "needs", "supply", "draws", "spent", "FLOP/s")
+
+
+def table_rows(site: BuildOut, *, most: int = 16) -> list[tuple[str, ...]]:
+    """Firsts of months, thinned to about ``most``, with the first and the last day."""
+    months = [index for index in range(site.num_days) if site.day(index).day == 1 and 0 < index < site.num_days - 1]
+    step = max(1, -(-len(months) // most))
+    return [_row(site, index) for index in (0, *months[::step], site.num_days - 1)]
+
+
+def _row(site: BuildOut, index: int) -> tuple[str, ...]:
+    return (
+        str(site.day(index)),
+        f"{site.all_chips(index):,}",
+        f"{site.num_dark_chips[index]:,}",
+        f"{site.num_grid_chips[index]:,}",
+        watts(site.capacity_w[index]),
+        watts(site.need_w[index]),
+        watts(site.supply_w(index)),
+        watts(site.site_w[index]),
+        money(site.total_usd(index)),
+        format_quantity(site.flop_per_s[index], "").strip(),
+    )
