@@ -36,7 +36,7 @@ from colossus.twin.chance import Chance
 from colossus.twin.faults import Fault, draw_faults, lemon_nodes
 from colossus.twin.kernel import Kernel
 from colossus.twin.nodes import GANG, REPAIR, SPARE, Nodes
-from colossus.twin.progress import Pace, Progress
+from colossus.twin.progress import Progress
 from colossus.twin.setting import GRID, Kind, Setting
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _END, _BACK, _LIMIT, _FAULT = 0, 1, 2, 3
 
 
 class Job:
-    """Plays one replica to its end or the horizon. ``marks``: rows of MARK, its course, where it is kept; ``log``: what happened, in order, where it is logged."""
+    """Plays one replica to its end or the horizon. ``marks`` and ``incidents``: its course, in rows of MARK, and each standstill, where it is kept; ``log``: what happened, in order, where it is logged."""
 
     def __init__(self, setting: Setting, *, seed: int, limits: Sequence[Limit] = (), is_kept: bool = False, is_logged: bool = False) -> None:
         self.setting = setting
@@ -57,7 +57,7 @@ class Job:
         self.limits = limits
         self.kernel = Kernel()
         self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes, is_kept=is_kept)
-        self.progress = Progress()
+        self.progress = Progress(blocked_s=setting.blocked_s, save_s=setting.save_s)
         self.book = [0.0] * len(BOOK)
         self.faults: Sequence[Fault] = draw_faults(setting.profile, scenario, grounds, seed=seed)
         self.lemons = set(lemon_nodes(setting.profile, grounds, seed=seed).tolist())
@@ -80,9 +80,11 @@ class Job:
         self._since_s = 0.0
         self._diurnal = 0.0
         self._kinds = setting.kinds
+        self._drains = scenario.recovery.drain_after_faults is not None
+        self._failed_repair = setting.profile.failed_repair_fraction
         self._idle = setting.profile.idle_fraction
         self._speed = 1.0
-        self._pace = self._pace_now()
+        self._set_pace()
         self.is_kept, self.is_logged = is_kept, is_logged
         self.log: list[tuple[Any, ...]] = []
         self.marks = array("d")
@@ -120,9 +122,10 @@ class Job:
         now_s, setting = self.kernel.now_s, self.setting
         self.nodes.tick(now_s)
         self.nodes.steps = True
-        self._pace = self._pace_now()
+        if not self._is_paced or self.nodes.gang != self._paced_gang:
+            self._set_pace()
         interval, self.interval_reason = setting.interval_steps(self._pace.step_s, num_disk_losses=self.num_disk_losses, elapsed_s=now_s)
-        self.progress.begin(step, interval=interval, blocked_s=setting.blocked_s, save_s=setting.save_s)
+        self.progress.begin(step, interval)
         self._since_s = now_s
         if self.is_kept:
             self._mark(now_s)
@@ -170,15 +173,17 @@ class Job:
             self.stepping_s += elapsed_s - blocked_s
             self._since_s = now_s
 
-    def _pace_now(self) -> Pace:
-        return self.setting.pace(self.nodes.gang, max(self._slow.values()) if self._slow else 0.0, self._diurnal, self._speed)
+    def _set_pace(self) -> None:
+        self._paced_gang, self._is_paced = self.nodes.gang, True
+        self._pace = self.setting.pace(self._paced_gang, max(self._slow.values()) if self._slow else 0.0, self._diurnal, self._speed)
 
     def _repace(self) -> None:
-        """The step takes another time from now on."""
+        """The step takes another time from now on, or when the gang is back."""
+        self._is_paced = False
         if self._outage is None:
             self._close(self.kernel.now_s)
             self._mark(self.kernel.now_s)
-            self._pace = self._pace_now()
+            self._set_pace()
             self._schedule_end()
 
     def _on_hour(self, _: None) -> None:
@@ -220,7 +225,6 @@ class Job:
 
     def _take_down(self, fault: Fault, size: int) -> bool:
         """A group of nodes goes into repair; whether the gang lost any."""
-        self.nodes.tick(self.kernel.now_s)
         if size <= 1:
             return self._fail(fault.node, fault)
         first = fault.node // size * size
@@ -231,17 +235,19 @@ class Job:
         nodes, now_s = self.nodes, self.kernel.now_s
         if nodes.place[node] == REPAIR:
             return False
+        nodes.tick(now_s)
         was_gang = nodes.fail(node)
-        self._slow.pop(node, None)
+        if self._slow and self._slow.pop(node, None) is not None:
+            self._is_paced = False
         repair_s, is_thorough = fault.repair_s, False
-        recovery_scenario = self.setting.scenario.recovery
-        if recovery_scenario.drain_after_faults is not None:
+        if self._drains:
+            recovery_scenario = self.setting.scenario.recovery
             times_s = self._history.setdefault(node, [])
             times_s.append(now_s)
             if is_suspect(times_s, now_s=now_s, window_s=recovery_scenario.drain_window_s, num_faults=recovery_scenario.drain_after_faults):
                 repair_s, is_thorough = self.chance.drain_s(), True
                 times_s.clear()
-        is_mended = is_thorough or fault.luck >= self.setting.profile.failed_repair_fraction
+        is_mended = is_thorough or fault.luck >= self._failed_repair
         self.kernel.at(now_s + repair_s, self._on_back, (node, is_mended), _BACK)
         return was_gang
 
@@ -252,7 +258,7 @@ class Job:
         if is_mended:
             self.lemons.discard(node)
         outage = self._outage
-        if outage is not None and outage.phase is WAITING and outage.action == Action.WAIT.value:
+        if outage is not None and outage.phase is WAITING and outage.action is Action.WAIT:
             self._book_down(self.kernel.now_s)
             self._decide(outage)
         elif outage is None and self.nodes.gang < self.setting.num_gang:
@@ -279,7 +285,6 @@ class Job:
     def _on_evict(self, fault: Fault) -> None:
         """The slow node is known: out with it, where a spare is at hand and the job runs."""
         if fault.node in self._slow and self.nodes.spare and self._outage is None:
-            self.nodes.tick(self.kernel.now_s)
             self._fail(fault.node, fault)
             self._order("evicted", fault.node)
 
@@ -303,7 +308,6 @@ class Job:
         if self._outage is not None:  # known once the gang is back
             self.kernel.at(self.kernel.now_s + 60.0, self._on_corruption, fault, _FAULT)
             return
-        self.nodes.tick(self.kernel.now_s)
         self._fail(fault.node, fault)
         self._roll_back(fault, self._kinds[fault.kind], found[0], found[1])
 
@@ -444,13 +448,14 @@ class Job:
         """What policy does with what is left, and how long that takes."""
         setting, nodes, kernel = self.setting, self.nodes, self.kernel
         decision = setting.decide(outage.kind, outage.reason, num_gang=nodes.gang, num_spares=nodes.spare, num_repair=nodes.repair)
-        outage.action, outage.why = decision.action.value, decision.reason
+        action = decision.action
+        outage.action, outage.why = action, decision.reason
         if self.is_logged:
-            self.log.append(("recovery", kernel.now_s, decision.action.value, decision.reason, decision.num_workers))
-        if decision.action is Action.GIVE_UP:
+            self.log.append(("recovery", kernel.now_s, action.value, decision.reason, decision.num_workers))
+        if action is Action.GIVE_UP:
             self._give_up(decision.reason)
             return
-        if decision.action is Action.WAIT:
+        if action is Action.WAIT:
             outage.phase = WAITING
             self._turn += 1
             return
@@ -458,7 +463,7 @@ class Job:
             nodes.tick(kernel.now_s)
             nodes.resize(decision.num_workers)
         self.num_recoveries += 1
-        is_reform = setting.reforms and decision.action is not Action.RESTART
+        is_reform = setting.reforms and action is not Action.RESTART
         start_s = self.chance.swap_s() if is_reform else self.chance.start_s()
         restore_s = setting.restore_disk_s if outage.is_disk else setting.restore_memory_s
         compile_s = 0.0 if is_reform else setting.compile_s
@@ -519,15 +524,19 @@ class Job:
             return
         now_s = self.kernel.now_s
         self._book_down(now_s)
+        self._outage = None
+        if self.is_kept or self.is_logged:
+            self._keep(outage, now_s)
+        self._begin(outage.to_step)
+
+    def _keep(self, outage: Outage, now_s: float) -> None:
         row = IncidentRow(
-            outage.begun_s, outage.kind, outage.node, outage.action, outage.why, outage.reason, outage.from_step, outage.to_step, outage.lost_s,
+            outage.begun_s, outage.kind, outage.node, str(outage.action), outage.why, outage.reason, outage.from_step, outage.to_step, outage.lost_s,
             tuple(outage.parts_s), "disk" if outage.is_disk else "ram",
         )  # fmt: skip
         self.incidents.append(row)
-        self._outage = None
         if self.is_logged:
             self.log.append(("recovered", now_s, row))
-        self._begin(outage.to_step)
 
     # Growing and limits
 
