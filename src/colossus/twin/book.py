@@ -12,8 +12,8 @@ BOOK = (
     *(Cause.STRAGGLER, Cause.FEWER_NODES, Cause.POWER_CAP, Cause.EVALUATION),
 )
 PRODUCTIVE, CHECKPOINT, LOST, DETECT, WAIT, RESTART, RESTORE, RECOMPILE, STRAGGLER, FEWER, CAP, CHECK = range(len(BOOK))
-# A row of the course: the book, then these.
-MARK = ("time_s", "speed")
+# A row of the course: the book, then these; of nodes, the seconds in each state so far.
+MARK = ("time_s", "speed", "working_s", "standing_s", "spare_s", "repair_s")
 # The parts of a standstill.
 DETECTING, WAITING, PLANNED, RETURNING = "detecting", "waiting", "planned", "returning"
 

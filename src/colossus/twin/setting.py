@@ -163,7 +163,7 @@ class Setting:
         decision = interval_steps(save_s=self.save_s, blocked_s=self.blocked_s, step_s=step_s, mtbf_s=mtbf_s, restart_s=restart_s)
         return decision.interval_steps, decision.reason
 
-    def decide(self, kind: int | None, name: str, *, num_gang: int, num_spares: int, num_repair: int) -> Decision:
+    def decide(self, kind: int | None, name: str, num_gang: int, num_spares: int, num_repair: int) -> Decision:
         """What policy.recovery does when the gang has so many nodes left; ``kind`` None: we or the grid stopped it."""
         key = (-1 if kind is None else kind, name, num_gang, num_spares, num_repair)
         found = self._decisions.get(key)

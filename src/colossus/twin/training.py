@@ -42,6 +42,8 @@ from colossus.twin.setting import GRID, Kind, Setting
 if TYPE_CHECKING:
     from colossus.twin.power import Limit
 
+# Marks of a course at most, about.
+_MARKS = 4000
 # A day's course of temperature in steps of so long.
 _DIURNAL_S, _DAY_S = 6 * 3600.0, 86400.0
 # Events at one time: what comes back goes before what fails, and the end of the job before both.
@@ -56,7 +58,7 @@ class Job:
         scenario, grounds = setting.scenario, setting.grounds
         self.limits = limits
         self.kernel = Kernel()
-        self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes, is_kept=is_kept)
+        self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes)
         self.progress = Progress(blocked_s=setting.blocked_s, save_s=setting.save_s)
         self.book = [0.0] * len(BOOK)
         self.faults: Sequence[Fault] = draw_faults(setting.profile, scenario, grounds, seed=seed)
@@ -87,7 +89,8 @@ class Job:
         self._set_pace()
         self.is_kept, self.is_logged = is_kept, is_logged
         self.log: list[tuple[Any, ...]] = []
-        self.marks = array("d")
+        self.marks = array("d", [0.0] * len(BOOK) + [0.0, 1.0] + [0.0] * len(self.nodes.seconds))
+        self._marked_s, self._resolution_s = 0.0, scenario.horizon_s / _MARKS
         self.rewinds: list[tuple[float, float]] = []
         self._span = Span(0.0, 0, [], 0)
 
@@ -107,9 +110,10 @@ class Job:
             end_s = self.kernel.now_s if self.failed else horizon_s
             self._close(end_s)
             self._book_down(end_s)
-            self._mark(end_s)
             self._tell_steps()
         self.nodes.tick(self.wall_s)
+        if self.is_kept:
+            self._mark(self.wall_s, is_due=True)
 
     @property
     def wall_s(self) -> float:
@@ -127,8 +131,6 @@ class Job:
         interval, self.interval_reason = setting.interval_steps(self._pace.step_s, num_disk_losses=self.num_disk_losses, elapsed_s=now_s)
         self.progress.begin(step, interval)
         self._since_s = now_s
-        if self.is_kept:
-            self._mark(now_s)
         if self.is_logged:
             self._span = Span(now_s, step, list(self.book), self.progress.num_saves)
         self._schedule_end()
@@ -148,7 +150,6 @@ class Job:
         self._close(self.kernel.now_s)
         self._finish_exactly()
         self.is_done = True
-        self._mark(self.kernel.now_s)
         self._tell_steps()
         self.kernel.clear()
 
@@ -182,7 +183,8 @@ class Job:
         self._is_paced = False
         if self._outage is None:
             self._close(self.kernel.now_s)
-            self._mark(self.kernel.now_s)
+            if self.is_kept:
+                self._mark(self.kernel.now_s)
             self._set_pace()
             self._schedule_end()
 
@@ -245,7 +247,7 @@ class Job:
             times_s = self._history.setdefault(node, [])
             times_s.append(now_s)
             if is_suspect(times_s, now_s=now_s, window_s=recovery_scenario.drain_window_s, num_faults=recovery_scenario.drain_after_faults):
-                repair_s, is_thorough = self.chance.drain_s(), True
+                repair_s, is_thorough = self.chance.one(recovery_scenario.drain_repair), True
                 times_s.clear()
         is_mended = is_thorough or fault.luck >= self._failed_repair
         self.kernel.at(now_s + repair_s, self._on_back, (node, is_mended), _BACK)
@@ -276,7 +278,7 @@ class Job:
         scenario = self.setting.scenario.recovery
         swap_s = scenario.swap.mean_s if self.setting.reforms else scenario.start.mean_s + scenario.compile.mean_s
         if scenario.evict_slow and should_evict(slowdown_fraction=kind.slowdown_fraction, expected_s=kind.mean_repair_s, swap_s=swap_s):
-            self.kernel.at(self.kernel.now_s + self.chance.evict_s(), self._on_evict, fault, _FAULT)
+            self.kernel.at(self.kernel.now_s + self.chance.one(scenario.evict_detect), self._on_evict, fault, _FAULT)
 
     def _on_fast(self, node: int) -> None:
         if self._slow.pop(node, None) is not None:
@@ -406,7 +408,8 @@ class Job:
         if self.is_logged and (outage.phase is not DETECTING or outage.until_s <= self.kernel.now_s):
             self.log.append(("fault", self.kernel.now_s, 0.0, *outage.fault))
         if self.kernel.jump(outage.until_s):
-            self._on_known(turn)
+            self._book_down(outage.until_s)
+            self._decide(outage)
         else:
             self.kernel.at(outage.until_s, self._on_known, turn, _FAULT)
 
@@ -447,7 +450,7 @@ class Job:
     def _decide(self, outage: Outage) -> None:
         """What policy does with what is left, and how long that takes."""
         setting, nodes, kernel = self.setting, self.nodes, self.kernel
-        decision = setting.decide(outage.kind, outage.reason, num_gang=nodes.gang, num_spares=nodes.spare, num_repair=nodes.repair)
+        decision = setting.decide(outage.kind, outage.reason, nodes.gang, nodes.spare, nodes.repair)
         action = decision.action
         outage.action, outage.why = action, decision.reason
         if self.is_logged:
@@ -464,7 +467,8 @@ class Job:
             nodes.resize(decision.num_workers)
         self.num_recoveries += 1
         is_reform = setting.reforms and action is not Action.RESTART
-        start_s = self.chance.swap_s() if is_reform else self.chance.start_s()
+        drawn = self.chance.swaps if is_reform else self.chance.starts
+        start_s = drawn.pop() if drawn else self.chance.first_of(drawn)
         restore_s = setting.restore_disk_s if outage.is_disk else setting.restore_memory_s
         compile_s = 0.0 if is_reform else setting.compile_s
         outage.plan_s = (start_s, restore_s, compile_s)
@@ -558,16 +562,23 @@ class Job:
         if self._outage is None:  # what was until now was at the speed until now
             self._close(self.kernel.now_s)
             self._mark(self.kernel.now_s)
+        if self.is_kept:
+            self._close(self.kernel.now_s)
+            self._book_down(self.kernel.now_s)
+            self._mark(self.kernel.now_s, is_due=True)
         self._speed = 1.0 if limit is None else limit.speed_fraction
         self._repace()
 
     # What is kept
 
-    def _mark(self, now_s: float) -> None:
-        """The book as it was up to now."""
-        if self.is_kept:
+    def _mark(self, now_s: float, *, is_due: bool = False) -> None:
+        """The book and the nodes' seconds up to now; where a mark was made just before, only if it is due."""
+        if is_due or now_s - self._marked_s >= self._resolution_s:
+            self._marked_s = now_s
+            self.nodes.tick(now_s)
             self.marks.extend(self.book)
             self.marks.extend((now_s, self._speed))
+            self.marks.extend(self.nodes.seconds)
 
     def _tell_steps(self, *splits: int, is_end: bool = True) -> None:
         """Logs the whole steps since the last such row: up to each of ``splits`` that lies among them, and after it, unless the span goes on (not ``is_end``).
