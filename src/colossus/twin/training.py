@@ -407,11 +407,21 @@ class Job:
         outage.fault = (name, outage.kind if fault is None else fault.kind, outage.node if fault is None else fault.node)
         if self.is_logged and (outage.phase is not DETECTING or outage.until_s <= self.kernel.now_s):
             self.log.append(("fault", self.kernel.now_s, 0.0, *outage.fault))
+        self._pass_over(outage.until_s)
         if self.kernel.jump(outage.until_s):
             self._book_down(outage.until_s)
             self._decide(outage)
         else:
             self.kernel.at(outage.until_s, self._on_known, turn, _FAULT)
+
+    def _pass_over(self, until_s: float) -> None:
+        """Leaves out the faults until then that nothing comes of, because the gang stands."""
+        kernel, faults = self.kernel, self.faults
+        while kernel.fed_s <= until_s:
+            fault = faults[kernel.fed_place]
+            if fault.luck < self._idle and not self._kinds[fault.kind].is_of_job:
+                return
+            kernel.skip()
 
     def _blocked_within(self, lost: float) -> float:
         return self.setting.blocked_s * int(lost // self.progress.interval) if self.progress.interval else 0.0
@@ -475,6 +485,7 @@ class Job:
         outage.phase = RETURNING
         self._turn = turn = self._turn + 1
         back_s = kernel.now_s + start_s + restore_s + compile_s
+        self._pass_over(back_s)
         if kernel.jump(back_s):
             self._on_resumed(turn)
         else:
