@@ -131,7 +131,7 @@ def test_a_machine_of_the_catalog_lives_through_its_faults(say, tmp_path, job_fi
     file = tmp_path / "large.toml"
     text = 'name = "large"\nnum_steps = 1_000_000\nmodel = "llama-3-70b"\nprecision = "bfloat16"\n[data]\nsources = ["x"]\n'
     file.write_text(text + "[batch]\nnum_sequences = 512\nsequence_tokens = 8192\n[recovery]\nnum_standbys = 8\n")
-    told = json.loads(say("train", file, "--on", "twin:h100-sxm*1024", "--runs", tmp_path / "runs", "--json"))
+    told = json.loads(say("train", file, "--on", "twin:h100-sxm*1024", "--set", "checkpoint.interval_steps=2000", "--runs", tmp_path / "runs", "--json"))
     assert told["status"] == "done" and told["steps"] == 1_000_000 and told["num_workers"] == 128
     assert len(told["incidents"]) > 10 and told["kinds"]["steps"]["num_steps"] >= 1_000_000
     assert round(told["goodput_s"] + sum(told["badput_s"].values()), 3) == pytest.approx(told["wall_s"], abs=2e-3)
