@@ -37,7 +37,7 @@ _WAITS = {"straggler_s": Cause.STRAGGLER, "power_cap_s": Cause.POWER_CAP, "fewer
 
 def micros(seconds: object) -> int:
     """Whole microseconds of a payload's duration; 0 for what is absent, negative or no number."""
-    return max(0, round(seconds * MICRO)) if isinstance(seconds, int | float) else 0
+    return max(0, round(seconds * MICRO)) if isinstance(seconds, (int, float)) else 0
 
 
 def steps_in(payload: dict) -> int:
