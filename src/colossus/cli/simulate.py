@@ -103,7 +103,7 @@ def _write(ordered: Ordered, simulation: Simulation, runs: Path) -> Run:
     write_atomic(run.simulation, simulation.to_json())
     with run.events.open("w", encoding="utf-8") as file:
         file.writelines(event.to_line() + "\n" for event in simulated_events(ordered.workload, ordered.machine, ordered.scenario))
-    write_atomic(run.report_html, page_of(simulation))
+    write_atomic(run.folder / "simulation.html", page_of(simulation))
     return run
 
 

@@ -104,7 +104,7 @@ def _write(ordered: Ordered, store: Store, names: Sequence[str], points: Sequenc
     title = f"{workload.name} on {workload.num_job_chips:,} chips of {ordered.machine.name}"
     terms = f"scenario {scenario.name}, {scenario.horizon_s / 86400:g} days at most, {options['replicas']} replicas a point from seed {scenario.seed}"
     text = page(title, terms, names, points, objective)
-    write_atomic(store.folder / "report.html", text)
+    write_atomic(store.folder / "sweep.html", text)
     if options["page"] is not None:
         write_file(options["page"], text, what="page")
     drawn = plot(names, points, objective)
