@@ -121,6 +121,13 @@ def test_a_scenario_with_faults_of_its_own_is_told_in_full():
     assert "cause = &quot;gpu&quot;" in page(simulation(scenario=scenario(faults=profile)))
 
 
+def test_what_is_not_told_one_by_one_is_said():
+    made = simulation()
+    few = made.model_copy(update={"incidents": made.incidents[:30]})
+    assert words.untold(made) == "" and words.untold(few) in Page(page(few)).text
+    assert "30 costly interruptions" in line(Player(few).at(1e9))
+
+
 def test_no_progress_is_said_in_words():
     one = simulation().first.model_copy(update={"time_to_train_s": None, "steps": 0})
     assert "No lasting progress" in words.verdict(simulation(tallies=[one]))

@@ -183,6 +183,8 @@ def show(simulation: Simulation) -> None:
     if causes := [row for row in words.cause_rows(simulation) if row.number or row.mean]:
         console.print("\nwhat interrupted the job")
         console.print(_causes(simulation, causes))
+        if told := words.untold(simulation):
+            console.print(told)
     for title, rows in (
         ("nodes on average", [(label, f"{mean:,.1f}", meaning) for _, label, mean, meaning in words.node_rows(simulation)]),
         ("money", [(name, words.money(usd), words.percent(fraction)) for name, usd, fraction, _ in words.money_rows(simulation)]),

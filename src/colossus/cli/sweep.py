@@ -115,13 +115,12 @@ def _write(ordered: Ordered, store: Store, names: Sequence[str], points: Sequenc
 
 
 def _show(names: Sequence[str], points: Sequence[Point], objective: Objective) -> None:
-    from rich.table import Table
-
+    """A table as wide as it must be: its rows are read side by side."""
     from colossus.report.simulation_sweep import cells, header, ranked, standings, verdict
 
     told = {each.point: each for each in standings(points, objective)}
-    table = Table(*header(names, points, objective), box=None, padding=(0, 2, 0, 0))
-    for point in ranked(points, objective):
-        table.add_row(*cells(point, points, objective, told.get(point)))
-    paper().print(table)
+    rows = [header(names, points, objective), *(cells(point, points, objective, told.get(point)) for point in ranked(points, objective))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        paper().print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), soft_wrap=True)
     paper().print("\n" + verdict(names, points, objective))

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from colossus.report.plot_text import sparkline
-from colossus.report.simulation_words import STATES, heading, incident_words
+from colossus.report.simulation_words import STATES, heading, incident_words, untold
 from colossus.report.words import count, duration, percent
 from colossus.spec.causes import LABELS, Cause
 from colossus.spec.simulation import NodeState, SimulatedIncident, Simulation
@@ -27,7 +27,7 @@ _LAST = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """The first replica at ``at_s``: where its time went so far, what its nodes do and the site draws now, what happened last."""
+    """The first replica at ``at_s``, with what is counted as ``num_incidents``: where its time went so far, what its nodes do and the site draws now, what happened last."""
 
     at_s: float
     fraction: float
@@ -37,6 +37,7 @@ class Moment:
     site_w: float | None
     recent_w: Sequence[float]
     num_incidents: int
+    counted: str
     last: Sequence[SimulatedIncident]
 
 
@@ -72,6 +73,7 @@ class Player:
             site_w=course.site_w[index] if index < len(course.site_w) else None,
             recent_w=course.site_w[max(0, index - _SPARK + 1) : index + 1],
             num_incidents=past,
+            counted="costly interruption" if untold(self.simulation) else "interruption",
             last=self.simulation.incidents[max(0, past - _LAST) : past],
         )
 
@@ -90,7 +92,7 @@ def line(moment: Moment) -> str:
         clock(moment.at_s),
         f"goodput {percent(moment.shares.get(Cause.PRODUCTIVE, 0.0))}",
         f"step {moment.step:,}",
-        count(moment.num_incidents, "interruption"),
+        count(moment.num_incidents, moment.counted),
         f"power {format_quantity(moment.site_w, 'W')}" if moment.site_w is not None else "",
         f"nodes: {nodes}" if nodes else "",
         f"last: {incident_words(moment.last[-1])}" if moment.last else "",
@@ -109,7 +111,7 @@ def picture(moment: Moment, simulation: Simulation) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    speed = f"{clock(moment.at_s)} of {duration(simulation.first.wall_s)}   step {moment.step:,} of {simulation.num_steps:,}   {count(moment.num_incidents, 'interruption')}"
+    speed = f"{clock(moment.at_s)} of {duration(simulation.first.wall_s)}   step {moment.step:,} of {simulation.num_steps:,}   {count(moment.num_incidents, moment.counted)}"
     rows: list[RenderableType] = [Text(heading(simulation), style="bold"), Text(speed), Text(_bar(moment.fraction, 60), style="dim"), Text("")]
     rows += [Text("where the time went so far"), _shares(moment), Text("")]
     rows += [Text("nodes now"), _nodes(moment, simulation.num_nodes)]

@@ -240,6 +240,12 @@ def cause_name(cause: str) -> str:
     return re.sub(r"[a-z0-9]+", lambda found: _ACRONYMS.get(found[0], found[0]), cause.replace("_", " "))
 
 
+def untold(simulation: Simulation) -> str:
+    """What a reader must know where not every interruption is told one by one."""
+    told, number = len(simulation.incidents), simulation.first.num_interruptions
+    return f"Lost work and standstill are of the {told:,} costliest of {number:,} interruptions." if told < number else ""
+
+
 def rate_words(simulation: Simulation) -> str:
     """How often the job was interrupted, in the unit that operators publish."""
     one = simulation.first
