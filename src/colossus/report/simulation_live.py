@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from colossus.report.plot_text import sparkline
-from colossus.report.simulation_words import STATES, heading, incident_words, untold
+from colossus.report.simulation_words import STATES, heading, incident_words
 from colossus.report.words import count, duration, percent
 from colossus.spec.causes import LABELS, Cause
 from colossus.spec.simulation import NodeState, SimulatedIncident, Simulation
@@ -27,7 +27,7 @@ _LAST = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """The first replica at ``at_s``, with what is counted as ``num_incidents``: where its time went so far, what its nodes do and the site draws now, what happened last."""
+    """The first replica at ``at_s``: where its time went so far, what its nodes do and the site draws now, what happened last."""
 
     at_s: float
     fraction: float
@@ -37,7 +37,6 @@ class Moment:
     site_w: float | None
     recent_w: Sequence[float]
     num_incidents: int
-    counted: str
     last: Sequence[SimulatedIncident]
 
 
@@ -73,7 +72,6 @@ class Player:
             site_w=course.site_w[index] if index < len(course.site_w) else None,
             recent_w=course.site_w[max(0, index - _SPARK + 1) : index + 1],
             num_incidents=past,
-            counted="costly interruption" if untold(self.simulation) else "interruption",
             last=self.simulation.incidents[max(0, past - _LAST) : past],
         )
 
@@ -86,13 +84,13 @@ def _until(sums: Sequence[float], place: float) -> float:
 
 
 def line(moment: Moment) -> str:
-    """``day 12.5  goodput 91.4 %  step 218,400  54 interruptions  power 26.1 MW  spare 916, in repair 43  last: ...``."""
+    """``day 12.5  goodput 91.4 %  step 218,400  54 standstills  power 26.1 MW  spare 916, in repair 43  last: ...``."""
     nodes = ", ".join(f"{STATES[state][0]} {number:,.0f}" for state, number in moment.nodes.items() if number >= 0.5)
     parts = [
         clock(moment.at_s),
         f"goodput {percent(moment.shares.get(Cause.PRODUCTIVE, 0.0))}",
         f"step {moment.step:,}",
-        count(moment.num_incidents, moment.counted),
+        count(moment.num_incidents, "standstill"),
         f"power {format_quantity(moment.site_w, 'W')}" if moment.site_w is not None else "",
         f"nodes: {nodes}" if nodes else "",
         f"last: {incident_words(moment.last[-1])}" if moment.last else "",
@@ -111,7 +109,7 @@ def picture(moment: Moment, simulation: Simulation) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    speed = f"{clock(moment.at_s)} of {duration(simulation.first.wall_s)}   step {moment.step:,} of {simulation.num_steps:,}   {count(moment.num_incidents, moment.counted)}"
+    speed = f"{clock(moment.at_s)} of {duration(simulation.first.wall_s)}   step {moment.step:,} of {simulation.num_steps:,}   {count(moment.num_incidents, 'standstill')}"
     rows: list[RenderableType] = [Text(heading(simulation), style="bold"), Text(speed), Text(_bar(moment.fraction, 60), style="dim"), Text("")]
     rows += [Text("where the time went so far"), _shares(moment), Text("")]
     rows += [Text("nodes now"), _nodes(moment, simulation.num_nodes)]
