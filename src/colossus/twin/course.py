@@ -34,7 +34,11 @@ def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> C
     counts = np.array(job.nodes.course).reshape(-1, 1 + len(_STATES))
     nodes = {state: _means(counts[:, 0], counts[:, 1 + place], edges_s) for place, state in enumerate(_STATES)}
     middle_s = (edges_s[1:] + edges_s[:-1]) / 2
-    site_w = power.site_w(middle_s, *(nodes[state] for state in _STATES), np.maximum(_means(time_s, speed, edges_s), 1e-9)) if power else np.zeros(num_bins)
+    working_fraction = nodes[NodeState.WORKING] / job.setting.num_gang
+    saving = np.minimum(spent[Cause.CHECKPOINT] / bin_s / np.maximum(working_fraction, 1e-9), 1.0)
+    speeds = np.maximum(_means(time_s, speed, edges_s), 1e-9)
+    stepping, standing, spare, repair = (nodes[state] for state in _STATES)
+    site_w = power.site_w(middle_s, stepping, standing, spare, repair, speeds, saving_fraction=saving) if power else np.zeros(num_bins)
     done = spent[Cause.PRODUCTIVE] / job.setting.workload.step_s
     return Course(
         bin_s=float(bin_s),

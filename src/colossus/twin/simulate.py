@@ -82,7 +82,15 @@ class _Twin:
         node_s = job.nodes.node_s(setting.machine.num_nodes, wall_s)
         tokens = float(steps * workload.tokens_per_step)
         bill = (
-            self.power.bill(wall_s=wall_s, tokens=tokens, goodput_s=goodput_s, node_s=node_s, stepping_s=job.stepping_s, saving_s=spent[BOOK[1]])
+            self.power.bill(
+                wall_s=wall_s,
+                tokens=tokens,
+                goodput_s=goodput_s,
+                node_s=node_s,
+                stepping_s=job.stepping_s,
+                saving_s=spent[BOOK[1]],
+                limits=job.limits,
+            )
             if self.power
             else None
         )
