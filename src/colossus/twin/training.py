@@ -558,9 +558,8 @@ class Job:
     def _grow(self) -> None:
         """Nodes are back: a gang that shrank takes them where that pays."""
         setting, nodes = self.setting, self.nodes
-        size = min(nodes.gang + nodes.spare, setting.num_gang) // setting.replica_nodes * setting.replica_nodes
-        if nodes.gang + nodes.spare >= setting.num_gang:
-            size = setting.num_gang
+        possible = nodes.gang + nodes.spare
+        size = setting.num_gang if possible >= setting.num_gang else setting.smaller(possible)
         rest_s = self.progress.remaining_s(self.num_steps, self._pace.step_s)
         if should_grow(num_workers=nodes.gang, num_possible=size, expected_s=min(rest_s, setting.mtbf_s), reform_s=setting.scenario.recovery.swap.mean_s):
             self._order("grown")
