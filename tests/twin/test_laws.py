@@ -188,3 +188,17 @@ def test_fewer_replicas_take_the_same_batch() -> None:
         assert chips % per_replica == 0
         assert step_s >= 0.999 * best.step_s
         assert step_s <= 1.3 * best.step_s * best.layout.num_chips / chips
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=6, deadline=None)
+def test_what_is_kept_and_logged_changes_nothing(seed: int) -> None:
+    """The first replica leaves marks and a log; the same seed without them comes to the same."""
+    grid = ("power.events=[{at_s=90000, duration_s=7200, available_fraction=0.5}, {at_s=400000, duration_s=600, available_fraction=0.0}]",)
+    chosen = failing(*MIXED, assignments=(f"seed={seed}", "recovery.num_spares=8", *grid))
+    later = simulate(workload(), machine(), chosen.model_copy(update={"seed": seed - 1}), num_replicas=2).tallies[1] if seed else None
+    told = first(chosen)
+    assert later is None or later == told
+    report = summarize(simulated_events(workload(), machine(), chosen), how=How.SIMULATED)
+    assert report.steps == told.steps
+    assert report.wall_s == pytest.approx(told.wall_s, abs=1e-3)

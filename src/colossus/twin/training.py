@@ -19,7 +19,6 @@ from colossus.twin.book import (
     DETECTING,
     FEWER,
     LOST,
-    PLANNED,
     PRODUCTIVE,
     RECOMPILE,
     RESTART,
@@ -335,8 +334,9 @@ class Job:
         self._close(now_s)
         self.progress.committed(now_s)
         outage = self._stand(kind.cause, int(self.progress.at), self.setting.memory_steps is None)
-        outage.kind, outage.phase = fault.kind, PLANNED
-        outage.until_s = now_s + self.setting.save_s + fault.repair_s
+        outage.kind, outage.save_s = fault.kind, self.setting.save_s
+        outage.phase = WAITING
+        outage.until_s = now_s + outage.save_s + fault.repair_s
         self._know(kind.cause)
 
     def _order(self, why: str, node: int | None = None) -> None:
@@ -507,6 +507,7 @@ class Job:
             took_s = min(elapsed_s, start_s)
             restored_s = min(elapsed_s - took_s, restore_s) if compile_s else elapsed_s - took_s
             compiled_s = elapsed_s - took_s - restored_s if compile_s else 0.0
+            outage.plan_s = (start_s - took_s, restore_s - restored_s, compile_s - compiled_s)
             book[RESTART] += took_s
             book[RESTORE] += restored_s
             book[RECOMPILE] += compiled_s
@@ -521,7 +522,8 @@ class Job:
             if self.is_logged:
                 self.log.append(("fault", now_s, elapsed_s, *outage.fault))
         else:
-            saved_s = min(elapsed_s, self.setting.save_s) if outage.phase is PLANNED else 0.0
+            saved_s = min(elapsed_s, outage.save_s)
+            outage.save_s -= saved_s
             book[CHECKPOINT] += saved_s
             book[WAIT] += elapsed_s - saved_s
             parts_s[1] += elapsed_s
