@@ -13,7 +13,7 @@ from colossus.spec.simulation import Simulation
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from twin_truth import LLAMA, OURS, ROWS, SCOUT, Row, catch_up, kill_storm, llama, mttf
+from twin_truth import LLAMA, OURS, ROWS, SCOUT, Row, catch_up, kill_storm, llama, mttf, workload
 
 from colossus.catalog.machines import load_machine
 from colossus.twin import simulate
@@ -75,6 +75,17 @@ def test_the_kill_storm_is_survived_far_better_by_our_policies() -> None:
 
 def test_catching_up_takes_longer_with_rarer_checkpoints() -> None:
     assert catch_up(0.02).value < 900
+
+
+def test_draining_lemons_gives_large_jobs_their_time_between_failures_back() -> None:
+    """RSC-1 without its lemons: 4 % of large jobs failed instead of 14 %, so 3.7 times fewer failures. Repair alone, which mends no lemon, changes nothing."""
+    lemons = load_reliability("rsc-1-lemons").model_copy(update={"failed_repair_fraction": 1.0}).profile()
+    job, machine = workload("lemons", chips=4096, replica_chips=8, step_s=10.0, parameters=1e9), load_machine("dgx-a100*4352")
+    counts = []
+    for drain in ("recovery.drain_after_faults=2", 'recovery.drain_after_faults="off"'):
+        scenario = load_scenario("default", ('horizon_s="335 d"', "stragglers.diurnal_fraction=0.0", drain)).model_copy(update={"faults": lemons})
+        counts.append(simulate(job, machine, scenario, num_incidents=0).first.num_interruptions)
+    assert 2.5 < counts[1] / counts[0] < 4
 
 
 @pytest.mark.parametrize("name", scenario_names())
