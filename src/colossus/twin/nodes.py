@@ -31,6 +31,13 @@ class Nodes:
             seconds[3] += elapsed_s * self.repair
             self._since_s = now_s
 
+    def seconds_at(self, now_s: float) -> list[float]:
+        """What the seconds are up to now, without booking them."""
+        elapsed_s = now_s - self._since_s
+        working, standing, spare, repair = self.seconds
+        gang_s = elapsed_s * self.gang
+        return [working + gang_s * self.steps, standing + gang_s * (not self.steps), spare + elapsed_s * self.spare, repair + elapsed_s * self.repair]
+
     def fail(self, node: int) -> bool:
         """Takes a node into repair; whether it was of the gang. One in repair stays there."""
         was = self.place[node]

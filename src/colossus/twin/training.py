@@ -574,9 +574,9 @@ class Job:
         if self._outage is None:  # what was until now was at the speed until now
             self._close(self.kernel.now_s)
             self._mark(self.kernel.now_s)
+        self._close(self.kernel.now_s)
+        self._book_down(self.kernel.now_s)
         if self.is_kept:
-            self._close(self.kernel.now_s)
-            self._book_down(self.kernel.now_s)
             self._mark(self.kernel.now_s, is_due=True)
         self._speed = 1.0 if limit is None else limit.speed_fraction
         self._repace()
@@ -587,10 +587,9 @@ class Job:
         """The book and the nodes' seconds up to now; where a mark was made just before, only if it is due."""
         if is_due or now_s - self._marked_s >= self._resolution_s:
             self._marked_s = now_s
-            self.nodes.tick(now_s)
             self.marks.extend(self.book)
             self.marks.extend((now_s, self._speed))
-            self.marks.extend(self.nodes.seconds)
+            self.marks.extend(self.nodes.seconds_at(now_s))
 
     def _tell_steps(self, *splits: int, is_end: bool = True) -> None:
         """Logs the whole steps since the last such row: up to each of ``splits`` that lies among them, and after it, unless the span goes on (not ``is_end``).
