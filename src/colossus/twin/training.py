@@ -379,8 +379,7 @@ class Job:
         at = progress.at
         if self.is_logged:
             self._tell_steps(to_step, progress.disk)
-        outage = self._outage = Outage(now_s, name, to_step, is_disk)
-        outage.from_step = int(at)
+        outage = self._outage = Outage(now_s, name, int(at), to_step, is_disk)
         outage.lost_s = lost_s = (at - to_step) * self._pace.productive_s
         self.lost_steps += outage.from_step - to_step
         if self.is_kept:
@@ -391,8 +390,9 @@ class Job:
         self.book[LOST] += lost_s
         if self._corrupt:
             self._corrupt = [row for row in self._corrupt if row[1] < to_step]
-        self._count(name)
-        self.nodes.tick(now_s)
+        self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
+        if self.nodes.since_s != now_s:
+            self.nodes.tick(now_s)
         self.nodes.steps = False
         return outage
 
@@ -404,10 +404,12 @@ class Job:
         outage = self._outage
         assert outage is not None
         self._turn = turn = self._turn + 1
-        outage.fault = (name, outage.kind if fault is None else fault.kind, outage.node if fault is None else fault.node)
+        if self.is_logged:
+            outage.fault = (name, outage.kind if fault is None else fault.kind, outage.node if fault is None else fault.node)
         if self.is_logged and (outage.phase is not DETECTING or outage.until_s <= self.kernel.now_s):
             self.log.append(("fault", self.kernel.now_s, 0.0, *outage.fault))
-        self._pass_over(outage.until_s)
+        if self.kernel.fed_s <= outage.until_s:
+            self._pass_over(outage.until_s)
         if self.kernel.jump(outage.until_s):
             self._book_down(outage.until_s)
             self._decide(outage)
@@ -438,7 +440,7 @@ class Job:
             outage.phase, outage.until_s = DETECTING, now_s + fault.detect_s
             self._know(kind.cause, fault)
         elif self.is_logged:
-            outage.echoes.append((kind.cause, fault.kind, fault.node))
+            outage.echoes += ((kind.cause, fault.kind, fault.node),)
 
     def _lose_copies(self, outage: Outage) -> None:
         """The copies in memory that the gang was to go on from are lost as well."""
@@ -485,7 +487,8 @@ class Job:
         outage.phase = RETURNING
         self._turn = turn = self._turn + 1
         back_s = kernel.now_s + start_s + restore_s + compile_s
-        self._pass_over(back_s)
+        if kernel.fed_s <= back_s:
+            self._pass_over(back_s)
         if kernel.jump(back_s):
             self._on_resumed(turn)
         else:
@@ -531,7 +534,7 @@ class Job:
                 self.log.append(("wait", now_s, saved_s, elapsed_s - saved_s, outage.from_step, outage.why or outage.reason))
         if outage.echoes:
             self.log.extend(("fault", now_s, 0.0, *echo) for echo in outage.echoes)
-            outage.echoes.clear()
+            outage.echoes = ()
         if self.is_kept:
             self._mark(now_s)
 
