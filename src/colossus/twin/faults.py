@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import NamedTuple
 
@@ -101,7 +102,7 @@ def draw_faults(profile: FaultProfile, scenario: Scenario, grounds: Grounds, *, 
     if not columns:
         return []
     order = np.argsort(columns[0], kind="stable")
-    return list(map(Fault._make, zip(*(column[order].tolist() for column in columns), strict=True)))
+    return list(map(partial(tuple.__new__, Fault), zip(*(column[order].tolist() for column in columns), strict=True)))
 
 
 Columns = tuple[np.ndarray, ...]
@@ -128,16 +129,15 @@ def _times(each: FaultClass, num_units: float, scenario: Scenario, rng: np.rando
     """
     if not num_units:
         return np.empty(0)
-    begin, end = (num_units * (age_s / each.mtbf_s) ** each.shape for age_s in (scenario.age_s, scenario.age_s + scenario.horizon_s))
-    at: list[np.ndarray] = []
-    reached = begin
-    while reached < end:
-        more = reached + np.cumsum(rng.standard_exponential(ceil(1.05 * (end - reached)) + 8))
-        at.append(more)
-        reached = float(more[-1])
-    operational = np.concatenate(at) if at else np.empty(0)
-    operational = operational[operational < end]
-    return each.mtbf_s * (operational / num_units) ** (1 / each.shape) - scenario.age_s
+    begin, end = scenario.age_s / each.mtbf_s, (scenario.age_s + scenario.horizon_s) / each.mtbf_s
+    if each.shape != 1:
+        begin, end = begin**each.shape, end**each.shape
+    reached = rng.standard_exponential(int(1.05 * num_units * (end - begin)) + 8).cumsum()
+    while reached[-1] < num_units * (end - begin):
+        reached = np.concatenate([reached, reached[-1] + rng.standard_exponential(64).cumsum()])
+    operational = reached[: reached.searchsorted(num_units * (end - begin))] / num_units + begin
+    ages = operational if each.shape == 1 else operational ** (1 / each.shape)
+    return ages * each.mtbf_s - scenario.age_s
 
 
 def _injected(profile: FaultProfile, injection: Injection, scenario: Scenario, grounds: Grounds, rng: np.random.Generator) -> Columns:
