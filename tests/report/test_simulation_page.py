@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulations import quiet, simulation
+from simulations import quiet, scenario, simulation
 from test_pages import Page, plain
 
 from colossus.report import simulation_words as words
@@ -19,6 +19,7 @@ from colossus.report.simulation_live import Player, line, picture
 from colossus.report.simulation_page import page
 from colossus.report.simulation_plots import SHEETS, plots
 from colossus.spec.causes import LABELS, Cause
+from colossus.spec.faults import Duration, FaultClass, FaultProfile
 from colossus.spec.simulation import NodeState
 
 MOST_BYTES = 400_000
@@ -112,6 +113,12 @@ def test_figures_are_medians_with_their_spread(many):
     middle = float(np.median([one.goodput_fraction for one in many.tallies]))
     assert told["goodput"][0] == words.percent(middle) and "9 in 10 within" in told["goodput"][1]
     assert "9 in 10" not in {name: remark for name, _, remark in words.figures(simulation())}["goodput"]
+
+
+def test_a_scenario_with_faults_of_its_own_is_told_in_full():
+    nothing = Duration(mean_s=0.0)
+    profile = FaultProfile(name="mine", classes=[FaultClass(cause="gpu", component="gpu", mtbf_s=1e9)], detect=nothing, diagnose=nothing, repair=nothing)
+    assert "cause = &quot;gpu&quot;" in page(simulation(scenario=scenario(faults=profile)))
 
 
 def test_no_progress_is_said_in_words():

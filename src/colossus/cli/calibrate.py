@@ -85,18 +85,41 @@ def own_places(own: Sequence[Path], places: Sequence[Path]) -> tuple[list[Path],
 def _fit_own(folders: Sequence[Path], runs: Path, *, as_json: bool) -> None:
     from colossus.cli.hardware import own_file
     from colossus.cli.own_runs import calibrate_on
+    from colossus.cli.twins import learn_times, times_file
     from colossus.plan.own_runs import planned_s
+    from colossus.spec.errors import DataError
     from colossus.spec.units import format_quantity
 
-    found, used, left_out = calibrate_on(folders, runs)
+    times = learn_times(folders, runs)
+    try:
+        found, used, left_out = calibrate_on(folders, runs)
+    except DataError as error:
+        if times is None:
+            raise
+        if as_json:
+            print_json({"times_file": str(times_file(runs)), "times": times.to_data(), "fit": None})
+            return
+        paper().print(f"{times_file(runs)}: how long the parts of a run take here, for --on twin:this\nno plan of steps was fitted: {error}")
+        return
     rows = [
         {"run": run.name, "measured_step_s": run.median_s, "planned_before_s": run.planned.step_s, "planned_after_s": planned_s(run, found.factors)}
         for run in used
     ]
     if as_json:
-        print_json({"file": str(own_file(runs)), "fit": found.to_data(), "runs": rows, "left_out": left_out})
+        print_json(
+            {
+                "times_file": str(times_file(runs)),
+                "times": times and times.to_data(),
+                "file": str(own_file(runs)),
+                "fit": found.to_data(),
+                "runs": rows,
+                "left_out": left_out,
+            }
+        )
         return
     console = paper()
+    if times is not None:
+        console.print(f"{times_file(runs)}: how long the parts of a run take here, for --on twin:this")
     console.print(f"{own_file(runs)}: fitted to {len(used)} run{'s' if len(used) > 1 else ''}; the next plan on this machine uses it")
     for row, run in zip(rows, used, strict=True):
         after_s, took = planned_s(run, found.factors), format_quantity(run.median_s, "s")

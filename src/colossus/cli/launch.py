@@ -24,7 +24,8 @@ from colossus.spec.model import ModelCard, untrainable
 from colossus.spec.plan import Infeasible, OwnFit, Plan
 from colossus.spec.run import Inputs, Run, create_run, open_run, write_atomic
 
-ENGINES = ("local",)
+ENGINES = ("local", "twin:MACHINE")
+TWIN = "twin:"
 # Times its need that a worker's share of the node must be before it keeps what a step used (engine/process.py).
 _ROOMY = 3
 Kills = tuple[tuple[int, int], ...]  # (rank, step) each
@@ -35,9 +36,13 @@ _FIXED: tuple[str, ...] = (
 )
 
 
-def check_engine(name: str) -> None:
-    if name not in ENGINES:
-        raise EngineError(f"no engine {name!r}", hint=nearest(name, ENGINES))
+def check_engine(name: str, *, or_twin: bool = False) -> None:
+    if name.startswith(TWIN) and len(name) > len(TWIN):
+        if or_twin:
+            return
+        raise EngineError(f"{name}: a simulated machine has no state to go on from", hint="simulate the whole run: colossus train JOB --on " + name)
+    if name != "local":
+        raise EngineError(f"no engine {name!r}", hint=nearest(name, ENGINES) or "local, or twin:MACHINE, e.g. twin:this or twin:h100-sxm*64")
 
 
 def load_any_job(path: Path, assignments: tuple[str, ...], workers: int | None) -> TrainJob:
@@ -61,7 +66,7 @@ def prepare(job: TrainJob, runs: Path, *, kills: Kills) -> Run:
     machine = known_machine(runs)
     card, weights = resolve_model(job)
     plan = make_plan(job, machine, card, known_fit(runs))
-    _check_kills(kills, plan.num_workers)
+    check_kills(kills, plan.num_workers)
     if job.program is not None:
         from colossus.train.registry import find_function
 
@@ -74,7 +79,7 @@ def prepare(job: TrainJob, runs: Path, *, kills: Kills) -> Run:
         write_atomic(run.card, card.to_json())
         write_atomic(run.inputs, Inputs(corpus=corpus.folder.absolute(), weights=weights).to_json())
     _write_plan(run, machine, plan)
-    _tell(run, "run_started", **_start_payload(job, machine, plan))
+    _tell(run, "run_started", **start_payload(job, machine, plan))
     if took is not None:
         _tell(run, "data_ready", **took)
     return run
@@ -97,11 +102,11 @@ def reopen(folder: Path, assignments: tuple[str, ...], workers: int | None, *, k
     card = _kept_card(run, job)
     machine = known_machine(run.folder.parent)
     plan = make_plan(job, machine, card, known_fit(run.folder.parent))
-    _check_kills(kills, plan.num_workers)
+    check_kills(kills, plan.num_workers)
     with _lock(run):
         write_atomic(run.job, job.to_toml())
         _write_plan(run, machine, plan)
-        _tell(run, "run_started", **_start_payload(job, machine, plan))
+        _tell(run, "run_started", **start_payload(job, machine, plan))
     return run
 
 
@@ -116,7 +121,7 @@ def supervise(run: Run, *, kills: Kills) -> str:
     from colossus.cli.watch import Watch
 
     job, plan, machine = run.load_job(), run.load_plan(), run.load_machine()
-    layouts = {plan.num_workers: plan.layout} | _smaller_layouts(job, machine, plan, run)
+    layouts = {plan.num_workers: plan.layout} | smaller_layouts(job, machine, plan, _kept_card(run, job))
     with _lock(run), Watch(run) as watch, _ram_blocks(job, plan.num_workers) as blocks:
         engine = LocalEngine(run.folder, blocks, environment=worker_environment(machine.node.chip.kind, is_roomy=_is_roomy(plan, machine)))
         task = Task(
@@ -125,7 +130,7 @@ def supervise(run: Run, *, kills: Kills) -> str:
             num_workers=plan.num_workers,
             num_steps=job.num_steps,
             layouts=layouts,
-            prior_mtbf_s=_prior_mtbf_s(machine),
+            prior_mtbf_s=prior_mtbf_s(machine),
             kills=tuple(Kill(rank=rank, step=step) for rank, step in kills),
         )
         try:
@@ -235,7 +240,7 @@ def _write_plan(run: Run, machine: Machine, plan: Plan) -> None:
     write_atomic(run.plan, plan.to_json())
 
 
-def _start_payload(job: TrainJob, machine: Machine, plan: Plan) -> dict[str, Any]:
+def start_payload(job: TrainJob, machine: Machine, plan: Plan) -> dict[str, Any]:
     chip = machine.node.chip
     peak = chip.peak_flop_per_s.get(job.precision.value) or chip.peak_flop_per_s.get("float32")
     used = num_devices_used(machine, plan.num_workers)
@@ -279,19 +284,20 @@ def _kept_card(run: Run, job: TrainJob) -> ModelCard | None:
     return run.load_card()
 
 
-def _smaller_layouts(job: TrainJob, machine: Machine, plan: Plan, run: Run) -> dict[int, Layout]:
-    from colossus.plan import smaller_layouts
+def smaller_layouts(job: TrainJob, machine: Machine, plan: Plan, card: ModelCard | None) -> dict[int, Layout]:
+    """The layout for each smaller number of workers that could carry the job on."""
+    from colossus.plan import smaller_layouts as planned
 
-    return smaller_layouts(job, machine, plan, _kept_card(run, job)) if job.recovery.allow_fewer_workers else {}
+    return planned(job, machine, plan, card) if job.recovery.allow_fewer_workers else {}
 
 
-def _prior_mtbf_s(machine: Machine) -> float:
+def prior_mtbf_s(machine: Machine) -> float:
     from colossus.catalog.reliability import node_mtbf_s
 
     return node_mtbf_s() / machine.num_nodes
 
 
-def _check_kills(kills: Kills, num_workers: int) -> None:
+def check_kills(kills: Kills, num_workers: int) -> None:
     last = num_workers - 1
     rule = f"there are ranks 0 to {last}" if last else "there is rank 0 only"
     problems = [Problem(path="--kill", value=f"{rank}@{step}", rule=rule, hint=f"e.g. --kill {last}@{step}") for rank, step in kills if rank > last]

@@ -17,15 +17,20 @@ _LINES_EVERY_S = 5.0
 
 
 class Watch:
-    """Follows the run's events; ``update`` is called often and draws when it is time. Nothing that fails here ends the run."""
+    """Follows the run's events; ``update`` is called often and draws when it is time. Nothing that fails here ends the run.
 
-    def __init__(self, run: Run) -> None:
+    ``clock``: what the events' times are of, where that is not the wall clock. ``is_brief``: faults are counted, not told one by one.
+    """
+
+    def __init__(self, run: Run, *, clock: Callable[[], float] = time.time, is_brief: bool = False) -> None:
         from colossus.report.live import Follower, PlainLines
 
         self._follower = Follower(run.events)
         self._console = talk()
         self._lines = PlainLines(every_s=_LINES_EVERY_S)
         self._live: Any = None
+        self._clock = clock
+        self._is_brief = is_brief
         self._drawn_s = 0.0
         self._said = 0
 
@@ -59,14 +64,16 @@ class Watch:
 
         self._drawn_s = time.monotonic()
         state = self._follower.poll()
+        if self._is_brief:
+            state.notes.clear()
         if self._live is None:
-            for line in self._lines.take(state, now_s=time.time()):
+            for line in self._lines.take(state, now_s=self._clock()):
                 self._console.print(line)
             return
         for note in state.notes[self._said :]:
             self._console.print(f"• {note}")
         self._said = len(state.notes)
-        self._live.update(progress(state, now_s=time.time()), refresh=True)
+        self._live.update(progress(state, now_s=self._clock()), refresh=True)
 
 
 @contextlib.contextmanager

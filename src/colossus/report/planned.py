@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any, Literal
 
+from colossus.report.accounting import steps_in
 from colossus.report.record import PlannedRow
 from colossus.spec.errors import ColossusError
 from colossus.spec.event import Event
@@ -55,6 +56,9 @@ class PlannedAgainstMeasured:
             case "step" if self._plan is not None and self._num_workers == self._plan.num_workers:
                 self._steps_s.append(payload["duration_s"])
                 self._data_s.append(payload["data_s"])
+            case "steps" if self._plan is not None and self._num_workers == self._plan.num_workers:
+                self._steps_s.append((payload["duration_s"] - payload["blocked_s"]) / steps_in(payload))
+                self._data_s.append(0.0)
             case "step_parts" if isinstance(payload["parts_s"], dict):
                 self._parts_s = dict(payload["parts_s"])
             case "worker_phase" if payload["phase"] == "compiled" and payload.get("compilations") and self._compile_s is None:
@@ -100,10 +104,7 @@ class PlannedAgainstMeasured:
         """The plan's parts, joined where a profile cannot tell them apart, beside the profiled step's."""
         if not self._parts_s:
             return []
-        planned: dict[str, float] = {}
-        for name, seconds in _with_recompute(step.parts_s, remat).items():
-            seen = _SEEN_AS.get(name, name)
-            planned[seen] = planned.get(seen, 0.0) + seconds
+        planned = as_profiled(step.parts_s, remat)
         names = sorted(planned.keys() | self._parts_s.keys(), key=lambda name: -self._parts_s.get(name, 0.0))
         return [_row(PART_NAMES.get(name, name), "s", planned.get(name, 0.0), self._parts_s.get(name, 0.0), is_part=True) for name in names]
 
@@ -114,6 +115,15 @@ def _expectation(data: Any) -> Expectation | None:
         return None if data is None else Expectation.from_data(data, origin="planned")
     except ColossusError:
         return None
+
+
+def as_profiled(parts_s: Mapping[str, float], remat: Remat) -> dict[str, float]:
+    """A plan's parts as a profile of the step would name them."""
+    found: dict[str, float] = {}
+    for name, seconds in _with_recompute(parts_s, remat).items():
+        seen = _SEEN_AS.get(name, name)
+        found[seen] = found.get(seen, 0.0) + seconds
+    return found
 
 
 def _with_recompute(parts_s: Mapping[str, float], remat: Remat) -> dict[str, float]:

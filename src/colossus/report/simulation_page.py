@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
+from typing import Any
+
+import tomli_w
 
 from colossus.report import simulation_words as words
 from colossus.report.picture import style
@@ -141,8 +144,15 @@ def _money(simulation: Simulation) -> str:
 
 def _scenario(simulation: Simulation) -> str:
     """Every value that was assumed, for who wants to try another."""
-    told = escape(simulation.scenario.to_toml())
+    told = escape(tomli_w.dumps(_known(simulation.scenario.to_data())))
     return _section("What was assumed", f"<details><summary>scenario {escape(simulation.scenario.name)}, in full</summary><pre>{told}</pre></details>")
+
+
+def _known(data: Any) -> Any:
+    """Without what is not set: TOML has no word for it."""
+    if isinstance(data, dict):
+        return {key: _known(value) for key, value in data.items() if value is not None}
+    return [_known(each) for each in data] if isinstance(data, list) else data
 
 
 def _foot(simulation: Simulation) -> str:

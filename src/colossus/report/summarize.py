@@ -31,6 +31,8 @@ from colossus.spec.machine import How
 from colossus.spec.run import Run
 
 NUM_BINS = 480
+# Kinds whose events are of several sorts, and the field that tells them apart.
+_PARTS = {"worker_phase": "phase", "checkpoint_started": "tier"}
 _DURATIONS = {"checkpoint_started": "blocked_s", "recovered": "downtime_s", "fault": "detected_s"}
 
 
@@ -200,6 +202,11 @@ class _Summary:
         if told_s is not None:
             total_s = (total_s or 0.0) + told_s
         self.kinds[event.kind] = (number + 1, total_s)
+        part = _PARTS.get(event.kind)
+        if part is not None:
+            name = f"{event.kind}: {event.payload[part]}"
+            number, total_s = self.kinds.get(name, (0, 0.0))
+            self.kinds[name] = (number + 1, (total_s or 0.0) + (told_s or 0.0))
 
     def report(self, how: How) -> Report:
         self.accountant.finish()

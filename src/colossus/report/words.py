@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from colossus.report.record import Incident, PlannedRow, Report, Status
 from colossus.spec.causes import BADPUT, LABELS, Cause
+from colossus.spec.machine import How
 from colossus.spec.units import format_duration, format_quantity
 
 _VERBS = {
@@ -217,6 +218,8 @@ def notes(report: Report) -> list[str]:
     if report.replay_mismatches:
         shown = ", ".join(map(str, report.replay_mismatches[:10]))
         found.append(f"Steps {shown} gave another loss when they were done again: memory, a chip or the program is not deterministic.")
+    elif report.replayed_steps and report.how is How.SIMULATED:
+        found.append(f"{count(report.replayed_steps, 'step')} done twice.")
     elif report.replayed_steps:
         found.append(f"{count(report.replayed_steps, 'step')} done twice gave the same loss, bit for bit.")
     if report.pauses:

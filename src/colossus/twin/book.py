@@ -40,6 +40,7 @@ class Outage:
     __slots__ = (
         "action",
         "begun_s",
+        "echoes",
         "fault",
         "from_step",
         "is_disk",
@@ -63,6 +64,7 @@ class Outage:
         self.from_step = self.to_step = to_step
         self.is_disk = is_disk
         self.lost_s = 0.0
+        self.echoes: list[tuple[str, int, int]] = []
         self.parts_s = [0.0, 0.0, 0.0, 0.0, 0.0]
         self.plan_s = (0.0, 0.0, 0.0)
         self.action = self.why = ""

@@ -37,8 +37,8 @@ def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> C
     working_fraction = nodes[NodeState.WORKING] / job.setting.num_gang
     saving = np.minimum(spent[Cause.CHECKPOINT] / bin_s / np.maximum(working_fraction, 1e-9), 1.0)
     speeds = np.maximum(_means(time_s, speed, edges_s), 1e-9)
-    working, standing, spare, repair = (nodes[state] for state in _STATES)
-    site_w = power.site_w(middle_s, working, standing, spare, repair, speeds, saving_fraction=saving) if power else np.zeros(num_bins)
+    stepping, standing, spare, repair = (nodes[state] for state in _STATES)
+    site_w = power.site_w(middle_s, stepping, standing, spare, repair, speeds, saving_fraction=saving) if power else np.zeros(num_bins)
     done = spent[Cause.PRODUCTIVE] / job.setting.workload.step_s
     return Course(
         bin_s=float(bin_s),

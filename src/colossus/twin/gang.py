@@ -131,6 +131,8 @@ class Gang:
         step_s = script.times.first_step_s if is_first else script.step_s
         if script.span_steps == 1:
             wishes = self._ram_due(self.step + 1), self._disk_due(self.step + 1)
+            if not is_first and script.times.between_s:
+                yield script.times.between_s
             yield step_s
             self.step += 1
             self._tell_step(step_s)
@@ -298,8 +300,10 @@ class Gang:
             worker.say("step", step=self.step, step_s=self.script.step_s, **more)
 
     def _say_busy(self, doing: str) -> None:
-        self._stepping = False
-        self._say("busy", doing=doing)
+        """Of a large gang that steps, the first rank says it for all: of the others it is enough that they do not wait."""
+        speakers, more = self.voices()
+        for worker in speakers:
+            worker.say("busy", doing=doing, **({} if self._stepping else more))
 
     def _tell(self, kind: str, **payload: Any) -> None:
         self.engine.tell(kind, at_s=self.engine.now_s(), scope=self._scope, **payload)

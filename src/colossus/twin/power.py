@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -99,6 +99,7 @@ class PowerModel:
     speeds: np.ndarray
     step_w: np.ndarray  # of a node over a step, at each clock
     peak_w: np.ndarray  # the same with what is left of the swing above the mean
+    known: dict[float, list[Limit]] = field(default_factory=dict)  # limits by horizon, once they were worked out
 
     @classmethod
     def of(cls, machine: Machine, workload: Load, scenario: Scenario) -> PowerModel | None:
@@ -223,11 +224,17 @@ class PowerModel:
 
         The same ``policy.power.decide`` as on a real site says what is done; it sees meters and the battery's charge, not how long an event lasts.
         """
-        events = [*self.power.events, *self._random_events(horizon_s, rng)]
-        hours = self._short_hours(horizon_s)
-        if not events and not len(hours):
-            return []
-        return list(_joined(self._played(horizon_s, events, hours)))
+        random = self._random_events(horizon_s, rng)
+        if not random:
+            return self._known_limits(horizon_s)
+        return list(_joined(self._played(horizon_s, [*self.power.events, *random], self._short_hours(horizon_s))))
+
+    def _known_limits(self, horizon_s: float) -> list[Limit]:
+        """What every replica meets: of the cap and of the events that the scenario names."""
+        if horizon_s not in self.known:
+            hours = self._short_hours(horizon_s)
+            self.known[horizon_s] = list(_joined(self._played(horizon_s, self.power.events, hours))) if self.power.events or len(hours) else []
+        return self.known[horizon_s]
 
     def _random_events(self, horizon_s: float, rng: np.random.Generator) -> list[GridEvent]:
         if not self.power.random_events_per_year or self.power.random_event is None:

@@ -410,19 +410,18 @@ class Job:
         return self.setting.blocked_s * int(lost // self.progress.interval) if self.progress.interval else 0.0
 
     def _again(self, fault: Fault, kind: Kind) -> None:
-        """Another fault while the gang is on its way back: from detection on, all over."""
+        """Another fault while the gang stands: the tests that look for the first find it too. On the way back it is from detection on, all over."""
         now_s, outage = self.kernel.now_s, self._outage
         assert outage is not None
-        self._book_down(now_s)
         if kind.needs_disk and not outage.is_disk:
             self._lose_copies(outage)
         self._count(kind.cause)
-        known_s = now_s + fault.detect_s
-        if outage.phase is RETURNING or outage.action:
-            outage.phase, outage.action, outage.until_s = DETECTING, "", known_s
-        else:  # both are known when the later is; the grid's end, and a stop's, are waited for
-            outage.until_s = max(known_s, outage.until_s)
-        self._know(kind.cause, fault)
+        if outage.phase is RETURNING:
+            self._book_down(now_s)
+            outage.phase, outage.until_s = DETECTING, now_s + fault.detect_s
+            self._know(kind.cause, fault)
+        elif self.is_logged:
+            outage.echoes.append((kind.cause, fault.kind, fault.node))
 
     def _lose_copies(self, outage: Outage) -> None:
         """The copies in memory that the gang was to go on from are lost as well."""
@@ -508,6 +507,9 @@ class Job:
             parts_s[1] += elapsed_s
             if self.is_logged:
                 self.log.append(("wait", now_s, saved_s, elapsed_s - saved_s, outage.from_step, outage.why or outage.reason))
+        if outage.echoes:
+            self.log.extend(("fault", now_s, 0.0, *echo) for echo in outage.echoes)
+            outage.echoes.clear()
         if self.is_kept:
             self._mark(now_s)
 
