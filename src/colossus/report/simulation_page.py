@@ -122,6 +122,7 @@ def _causes(simulation: Simulation, plot: Plot | None) -> str:
         for row in words.cause_rows(simulation)
     ]
     told = "Faults of nodes that were spare or out of use at the time do not interrupt the job. Lost work: steps since the last copy of the state, done again."
+    told = f"{told} {words.standstills(simulation)}".strip()
     return f'{_plot(plot)}{_table(header, rows)}<p class="soft told">{told}</p>'
 
 
@@ -133,7 +134,7 @@ def _nodes(simulation: Simulation) -> str:
 
 def _incidents(simulation: Simulation) -> str:
     shown = words.costliest(simulation)
-    told = f"Those that took the most time from the job, of {len(simulation.incidents):,}: work done twice and the standstill until it stepped again."
+    told = f"Those that took the most time from the job, of {count(len(simulation.incidents), 'standstill')}: work done twice and the standstill until it stepped again."
     return f'{_table(words.INCIDENT_HEADER, [words.incident_cells(each) for each in shown])}<p class="soft told">{told}</p>'
 
 
