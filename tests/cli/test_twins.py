@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from colossus.cli.launch import make_plan, resolve_model
-from colossus.cli.twins import data_digest, job_digest, known_times, times_file
+from colossus.cli.own_times import data_digest, job_digest, known_times, times_file
 from colossus.engine.machine import describe_machine
 from colossus.report import summarize_run
 from colossus.spec.event import read_events
