@@ -6,7 +6,7 @@ COLOSSUS := $(BIN)/colossus
 unexport PYTHONDONTWRITEBYTECODE
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: run test quick lint lock bench clean
+.PHONY: run test quick lint lock bench gallery clean
 
 run: .venv/.installed
 	@echo; echo "== 1/4  this machine"
@@ -46,6 +46,10 @@ lint: .venv/.installed-dev
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --compile-bytecode --require-hashes -r requirements/dev.lock
 	@$(BIN)/python -m pip install --quiet torch==2.13.0
 	@touch $@
+
+# Simulates the named machines anew: docs/gallery.
+gallery: .venv/.installed
+	$(BIN)/python benchmarks/gallery.py
 
 # Renews the lock files from pyproject.toml.
 lock: .venv/bin/uv

@@ -199,9 +199,10 @@ def kill_storm(name: str) -> Callable[[float], Found]:
     return measure
 
 
-def _row(name: str, what: str, file: str, observed: str, chips: int, unit: str, tolerance: float, fitted_on: str, measure: Callable[[float], Found]) -> Row:
-    entry = load_reliability(file)
-    told = entry.observation(observed, chips)
+def _row(name: str, what: str, observed: tuple[str, str, int], unit: str, tolerance: float, fitted_on: str, measure: Callable[[float], Found]) -> Row:
+    """``observed``: file of catalog/reliability, what of it, of how many chips."""
+    entry = load_reliability(observed[0])
+    told = entry.observation(*observed[1:])
     return Row(
         name=name,
         what=what,
@@ -216,70 +217,120 @@ def _row(name: str, what: str, file: str, observed: str, chips: int, unit: str, 
 
 
 LLAMAS = "Llama 3's table of causes"
+BY_CHIPS = LLAMAS + ", by chips"
+RSC_1 = "RSC-1's 6.5 failures per 1,000 node-days"
 ROWS: list[Row] = [
     _row(
-        *("llama-3-effective", "Llama 3 405B, 16,384 H100, 54 days: effective time", "llama-3", "effective_fraction", 16384, "fraction", 0.0),
-        *(LLAMAS + "; times to detect and diagnose: ByteRobust", lambda effort: effective(llama(effort))),
+        "llama-3-effective",
+        "Llama 3 405B, 16,384 H100, 54 days: effective time",
+        ("llama-3", "effective_fraction", 16384),
+        "fraction",
+        0.0,
+        LLAMAS + "; times to detect and diagnose: ByteRobust",
+        lambda effort: effective(llama(effort)),
     ),
     _row(
-        *("llama-3-count", "the same: unexpected interruptions", "llama-3", "unexpected_interruptions", 16384, "count", 0.03),
-        *("the same count: shows only that the twin neither loses nor invents faults", lambda effort: unexpected(llama(effort))),
+        "llama-3-count",
+        "the same: unexpected interruptions",
+        ("llama-3", "unexpected_interruptions", 16384),
+        "count",
+        0.03,
+        "the same count: shows only that the twin neither loses nor invents faults",
+        lambda effort: unexpected(llama(effort)),
     ),
     *(
         _row(
-            *(f"rsc-1-mttf-{chips}", f"RSC-1: time between failures of a job on {chips:,} A100", rates, "job_mttf_s", chips, "s", tolerance),
-            *(fitted, mttf(rates, chips)),
+            f"rsc-1-mttf-{chips}",
+            f"RSC-1: time between failures of a job on {chips:,} A100",
+            (rates, "job_mttf_s", chips),
+            "s",
+            tolerance,
+            fitted,
+            mttf(rates, chips),
         )
         for chips, rates, tolerance, fitted in [
             (1024, "rsc-1-jobs", 0.20, "RSC-1's jobs on 8 chips, 47.7 days"),
-            (16384, "rsc-1", 0.05, "RSC-1's 6.5 failures per 1,000 node-days"),
-            (131072, "rsc-1", 0.05, "RSC-1's 6.5 failures per 1,000 node-days"),
+            (16384, "rsc-1", 0.05, RSC_1),
+            (131072, "rsc-1", 0.05, RSC_1),
         ]
     ),
     _row(
-        *(
-            "rsc-1-hourly",
-            "RSC-1: effective time of jobs on 2,048 to 4,096 A100 (here 3,072), a checkpoint an hour",
-            "rsc-1",
-            "hourly_effective_fraction",
-            2048,
-        ),
-        *("fraction", 0.0, "RSC-1's 6.5 failures per 1,000 node-days; 5 to 20 min to restart"),
+        "rsc-1-hourly",
+        "RSC-1: effective time of jobs on 2,048 to 4,096 A100 (here 3,072), a checkpoint an hour",
+        ("rsc-1", "hourly_effective_fraction", 2048),
+        "fraction",
+        0.0,
+        RSC_1 + "; 5 to 20 min to restart",
         closed_form("rsc-1", 3072, every="1 h", restart='{mean_s="12.5 min", kind="uniform", spread=0.6}'),
     ),
     _row(
-        *("rsc-1-whole", "RSC-1 as one job of 16,384 A100, a checkpoint each 5 min: projected effective time", "rsc-1", "effective_fraction", 16384),
-        *("fraction", 0.01, "RSC-1's 6.5 failures per 1,000 node-days; 5 min to restart", closed_form("rsc-1", 16384, every="5 min", restart='"5 min"')),
+        "rsc-1-whole",
+        "RSC-1 as one job of 16,384 A100, a checkpoint each 5 min: projected effective time",
+        ("rsc-1", "effective_fraction", 16384),
+        "fraction",
+        0.01,
+        RSC_1 + "; 5 min to restart",
+        closed_form("rsc-1", 16384, every="5 min", restart='"5 min"'),
     ),
     _row(
-        *("rsc-2-100k", "100,000 A100 at RSC-2's rate, 2 min between checkpoints and to restart: projected", "rsc-2", "two_minute_effective_fraction", 100000),
-        *("fraction", 0.05, "RSC-2's 2.34 failures per 1,000 node-days", closed_form("rsc-2", 100000, every="2 min", restart='"2 min"')),
+        "rsc-2-100k",
+        "100,000 A100 at RSC-2's rate, 2 min between checkpoints and to restart: projected",
+        ("rsc-2", "two_minute_effective_fraction", 100000),
+        "fraction",
+        0.05,
+        "RSC-2's 2.34 failures per 1,000 node-days",
+        closed_form("rsc-2", 100000, every="2 min", restart='"2 min"'),
     ),
     *(
         _row(
-            *(f"byterobust-{rates}", f"ByteRobust's dense job, 9,600 Hopper, three months: effective time, rates of {who}", "byterobust", "effective_fraction"),
-            *(9600, "fraction", 0.015, fitted, byterobust(rates)),
+            f"byterobust-{rates}",
+            f"ByteRobust's dense job, 9,600 Hopper, three months: effective time, rates of {who}",
+            ("byterobust", "effective_fraction", 9600),
+            "fraction",
+            0.015,
+            fitted,
+            byterobust(rates),
         )
         for rates, who, fitted in [
-            ("llama-3", "Llama 3", LLAMAS + ", by chips; times and copies: ByteRobust's tables"),
+            ("llama-3", "Llama 3", BY_CHIPS + "; times and copies: ByteRobust's tables"),
             ("byterobust", "its own", "its own counts of incidents and times; effective time is not among them"),
         ]
     ),
     _row(
-        *("megascale-effective", "MegaScale, 12,288 A100: effective time", "megascale", "effective_fraction", 12288, "fraction", 0.0),
-        *(LLAMAS + ", by chips; 10 min to detect and diagnose: MegaScale", lambda effort: effective(megascale(effort))),
+        "megascale-effective",
+        "MegaScale, 12,288 A100: effective time",
+        ("megascale", "effective_fraction", 12288),
+        "fraction",
+        0.0,
+        BY_CHIPS + "; 10 min to detect and diagnose: MegaScale",
+        lambda effort: effective(megascale(effort)),
     ),
     _row(
-        *("megascale-recoveries", "MegaScale: recoveries in several weeks (here four)", "megascale", "recoveries", 12288, "count", 0.0),
-        *(LLAMAS + ", by chips", lambda effort: recoveries(megascale(effort))),
+        "megascale-recoveries",
+        "MegaScale: recoveries in several weeks (here four)",
+        ("megascale", "recoveries", 12288),
+        "count",
+        0.0,
+        BY_CHIPS,
+        lambda effort: recoveries(megascale(effort)),
     ),
     _row(
-        *("megascale-catch-up", "MegaScale: from the latest checkpoint to the point of the crash", "megascale", "catch_up_s", 12288, "s", 0.0),
-        *("policy's checkpoint interval at Llama 3's rates", catch_up),
+        "megascale-catch-up",
+        "MegaScale: from the latest checkpoint to the point of the crash",
+        ("megascale", "catch_up_s", 12288),
+        "s",
+        0.0,
+        "policy's checkpoint interval at Llama 3's rates",
+        catch_up,
     ),
     _row(
-        *("kill-storm-restart", "Kill storm, 109B on 64 H200, 3,000 steps: checkpoint restart", "kill-storm", "checkpoint_restart_s", 64, "s", 0.10),
-        *("the live migration's step, PyTorch's timeout, Clockwork's 10 + 5 min to replace and restart", kill_storm("kill-storm")),
+        "kill-storm-restart",
+        "Kill storm, 109B on 64 H200, 3,000 steps: checkpoint restart",
+        ("kill-storm", "checkpoint_restart_s", 64),
+        "s",
+        0.10,
+        "the live migration's step, PyTorch's timeout, Clockwork's 10 + 5 min to replace and restart",
+        kill_storm("kill-storm"),
     ),
 ]
 # Sizes of jobs at which RSC-1's time between failures is drawn, from both fits.

@@ -56,7 +56,7 @@ def test_it_says_what_came_of_it_and_where_it_lies(run):
     found = Simulation.from_data(json.loads((folder / "simulation.json").read_text()), origin="file")
     kinds = [event.kind for event in read_events(folder / "events.jsonl")]
     assert kinds[0] == "run_started" and kinds[-1] == "run_ended" and kinds.count("fault") >= found.first.num_interruptions > 0
-    assert "What interrupted the job" in (folder / "report.html").read_text()
+    assert "What interrupted the job" in (folder / "simulation.html").read_text()
 
 
 def test_the_same_seed_is_the_same_to_the_byte_and_another_is_not(run):
@@ -197,7 +197,7 @@ def test_a_sweep_names_the_best(run):
     assert code == 0, err
     assert "Best goodput: spares 4, checkpoint.interval 5 min" in " ".join(out.split())
     assert err.count("goodput") == 6 and "spares 0, checkpoint.interval 38 min" in err
-    assert "down; checkpoint.interval, across" in (folder_of(err) / "report.html").read_text()
+    assert "down; checkpoint.interval, across" in (folder_of(err) / "sweep.html").read_text()
 
 
 def test_a_sweep_by_time_and_as_data(run):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulations import quiet, simulation
+from simulations import quiet, scenario, simulation
 from test_pages import Page, plain
 
 from colossus.report import simulation_words as words
@@ -19,6 +19,7 @@ from colossus.report.simulation_live import Player, line, picture
 from colossus.report.simulation_page import page
 from colossus.report.simulation_plots import SHEETS, plots
 from colossus.spec.causes import LABELS, Cause
+from colossus.spec.faults import Duration, FaultClass, FaultProfile
 from colossus.spec.simulation import NodeState
 
 MOST_BYTES = 400_000
@@ -114,6 +115,19 @@ def test_figures_are_medians_with_their_spread(many):
     assert "9 in 10" not in {name: remark for name, _, remark in words.figures(simulation())}["goodput"]
 
 
+def test_a_scenario_with_faults_of_its_own_is_told_in_full():
+    nothing = Duration(mean_s=0.0)
+    profile = FaultProfile(name="mine", classes=[FaultClass(cause="gpu", component="gpu", mtbf_s=1e9)], detect=nothing, diagnose=nothing, repair=nothing)
+    assert "cause = &quot;gpu&quot;" in page(simulation(scenario=scenario(faults=profile)))
+
+
+def test_interruptions_within_a_standstill_are_explained():
+    made = simulation()
+    few = made.model_copy(update={"incidents": made.incidents[:30]})
+    assert words.standstills(made) == "" and words.standstills(few) in Page(page(few)).text
+    assert "30 standstills" in line(Player(few).at(1e9))
+
+
 def test_no_progress_is_said_in_words():
     one = simulation().first.model_copy(update={"time_to_train_s": None, "steps": 0})
     assert "No lasting progress" in words.verdict(simulation(tallies=[one]))
@@ -127,7 +141,7 @@ def test_the_end_of_the_show_is_the_simulation(many):
     assert end.step == first.steps and end.fraction == 1 and end.num_incidents == len(many.incidents)
     assert end.shares[Cause.PRODUCTIVE] == pytest.approx(np.mean(many.course.shares[Cause.PRODUCTIVE]))
     told = plain(picture(end, many), width=120)
-    assert "last interruptions" in told and "in repair" in told and LABELS[Cause.LOST_WORK] in told and "400 interruptions" in told
+    assert "last interruptions" in told and "in repair" in told and LABELS[Cause.LOST_WORK] in told and "400 standstills" in told
 
 
 @settings(max_examples=40, deadline=None)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # A bar is shown of what takes longer.
 _PATIENCE_S = 2.0
-# Of the first replica's interruptions, how many are told one by one.
+# Of the first replica's standstills, how many are told one by one.
 _MOST_INCIDENTS = 20_000
 _LIVE_S, _REDRAW_S, _LINE_EVERY_S = 30.0, 0.1, 1.0
 
@@ -60,7 +60,10 @@ def _simulate(ordered: Ordered, num_replicas: int) -> Simulation:
     from colossus.twin import simulate
 
     with progress("replicas", num_replicas) as tell:
-        return simulate(ordered.workload, ordered.machine, ordered.scenario, num_replicas=num_replicas, num_incidents=_MOST_INCIDENTS, on_replica=tell)
+        found = simulate(ordered.workload, ordered.machine, ordered.scenario, num_replicas=num_replicas, num_incidents=_MOST_INCIDENTS, on_replica=tell)
+    if len(found.incidents) < _MOST_INCIDENTS:
+        return found
+    return found.model_copy(update={"notes": [*found.notes, f"Of the standstills only the {_MOST_INCIDENTS:,} costliest are told one by one."]})
 
 
 @contextlib.contextmanager
@@ -103,7 +106,7 @@ def _write(ordered: Ordered, simulation: Simulation, runs: Path) -> Run:
     write_atomic(run.simulation, simulation.to_json())
     with run.events.open("w", encoding="utf-8") as file:
         file.writelines(event.to_line() + "\n" for event in simulated_events(ordered.workload, ordered.machine, ordered.scenario))
-    write_atomic(run.report_html, page_of(simulation))
+    write_atomic(run.folder / "simulation.html", page_of(simulation))
     return run
 
 
@@ -183,6 +186,8 @@ def show(simulation: Simulation) -> None:
     if causes := [row for row in words.cause_rows(simulation) if row.number or row.mean]:
         console.print("\nwhat interrupted the job")
         console.print(_causes(simulation, causes))
+        if told := words.standstills(simulation):
+            console.print(told)
     for title, rows in (
         ("nodes on average", [(label, f"{mean:,.1f}", meaning) for _, label, mean, meaning in words.node_rows(simulation)]),
         ("money", [(name, words.money(usd), words.percent(fraction)) for name, usd, fraction, _ in words.money_rows(simulation)]),

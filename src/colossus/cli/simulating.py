@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from colossus.cli.common import json_option, runs_option
+from colossus.cli.common import json_option, runs_option, talk
 
 if TYPE_CHECKING:
     from colossus.plan.question import Asked
@@ -97,10 +98,17 @@ def _planned(job: str, machine: str, options: dict[str, Any]) -> tuple[Asked, Ch
     asked = ask(job, machine, assignments=of_job, coefficients=own if own.exists() else None, **{name: options[name] for name in _PLAN_NAMES})
     if options["layout"] is not None:
         return asked, _named_layout(asked, options["layout"])
-    found = answer(asked.question, name=asked.model, total_tokens=asked.total_tokens, top=1)
+    with _waiting(f"choosing the layout on {asked.question.num_chips:,} chips ..."):
+        found = answer(asked.question, name=asked.model, total_tokens=asked.total_tokens, top=1)
     if isinstance(found, Infeasible):
         raise InfeasibleError(found.reason, hint=found.fit)
     return replace(asked, question=replace(asked.question, num_chips=found.num_chips)), found.best
+
+
+def _waiting(what: str) -> contextlib.AbstractContextManager[object]:
+    """Something that turns on a terminal; the search on a million chips takes a minute."""
+    console = talk()
+    return console.status(what) if console.is_terminal else contextlib.nullcontext()
 
 
 def _named_layout(asked: Asked, text: str) -> Choice:
@@ -123,6 +131,7 @@ def _named_layout(asked: Asked, text: str) -> Choice:
 def workload_of(asked: Asked, choice: Choice) -> Workload:
     """The job as the twin takes it: steps are whole."""
     from colossus.estimate.parameters import num_parameters
+    from colossus.plan.fewer import step_s_on_fewer
     from colossus.twin.workload import Workload
 
     question, layout = asked.question, choice.layout
@@ -141,4 +150,5 @@ def workload_of(asked: Asked, choice: Choice) -> Workload:
         num_parameters=num_parameters(question.card),
         model_flop_per_token=flop_per_s * choice.step_s / tokens_per_step,
         peak_flop_per_s=flop_per_s / choice.mfu_fraction,
+        step_s_by_chips=step_s_on_fewer(question, layout),
     )

@@ -104,7 +104,7 @@ def _write(ordered: Ordered, store: Store, names: Sequence[str], points: Sequenc
     title = f"{workload.name} on {workload.num_job_chips:,} chips of {ordered.machine.name}"
     terms = f"scenario {scenario.name}, {scenario.horizon_s / 86400:g} days at most, {options['replicas']} replicas a point from seed {scenario.seed}"
     text = page(title, terms, names, points, objective)
-    write_atomic(store.folder / "report.html", text)
+    write_atomic(store.folder / "sweep.html", text)
     if options["page"] is not None:
         write_file(options["page"], text, what="page")
     drawn = plot(names, points, objective)
@@ -115,13 +115,12 @@ def _write(ordered: Ordered, store: Store, names: Sequence[str], points: Sequenc
 
 
 def _show(names: Sequence[str], points: Sequence[Point], objective: Objective) -> None:
-    from rich.table import Table
-
+    """A table as wide as it must be: its rows are read side by side."""
     from colossus.report.simulation_sweep import cells, header, ranked, standings, verdict
 
     told = {each.point: each for each in standings(points, objective)}
-    table = Table(*header(names, points, objective), box=None, padding=(0, 2, 0, 0))
-    for point in ranked(points, objective):
-        table.add_row(*cells(point, points, objective, told.get(point)))
-    paper().print(table)
+    rows = [header(names, points, objective), *(cells(point, points, objective, told.get(point)) for point in ranked(points, objective))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        paper().print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), soft_wrap=True)
     paper().print("\n" + verdict(names, points, objective))

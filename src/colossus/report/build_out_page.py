@@ -15,6 +15,7 @@ from colossus.report.svg import Chart, Series
 from colossus.spec.build_out import BuildOut
 from colossus.spec.units import format_quantity
 
+_NUM_POINTS = 240
 SIZES = {"wide": (1060, 330), "narrow": (400, 300)}
 
 
@@ -61,12 +62,12 @@ def charts(site: BuildOut) -> list[tuple[Chart, str]]:
 
 _POWER = (
     "Need: all chips computing in the day's hottest hour. Supply: the narrower of grid contract and substation, and turbines; grid: the same without turbines. "
-    "Built for: rated power, on the hottest day."
+    "Built: what the site is built for, rated power on the hottest day."
 )
 
 
 def _points(site: BuildOut, values: Sequence[float]) -> list[svg.Point]:
-    return svg.downsample([(float(index), float(value)) for index, value in enumerate(values)], 700)
+    return svg.downsample([(float(index), float(value)) for index, value in enumerate(values)], _NUM_POINTS)
 
 
 def _chart(site: BuildOut, title: str, description: str, y_name: str, series: Sequence[Series], *, unit: str = "") -> Chart:
@@ -108,7 +109,7 @@ def _power(site: BuildOut) -> Chart:
         Series(name="need", points=_points(site, site.need_w), css="s-need"),
         Series(name="supply", points=_points(site, supply), css="s-supply"),
         Series(name="grid", points=_points(site, grid), css="s-grid", area=True),
-        Series(name="built for", points=_points(site, site.capacity_w), css="s-built"),
+        Series(name="built", points=_points(site, site.capacity_w), css="s-built"),
     ]
     told = f"need {words.watts(site.need_w[-1])}, supply {words.watts(supply[-1])}, built for {words.watts(site.capacity_w[-1])} on the last day"
     return _chart(site, "Power", told, "at the grid", series, unit="W")
@@ -132,15 +133,20 @@ def _compute(site: BuildOut) -> Chart:
         )
     job = site.job
     series = [
-        Series(name="with the growing site", points=_points(site, job.num_tokens), css="s-flop", area=True),
-        Series(name="had it stayed as its first phase", points=_points(site, job.num_ungrown_tokens), css="s-ungrown"),
+        Series(name="with growth", points=_points(site, job.num_tokens), css="s-flop", area=True),
+        Series(name="without", points=_points(site, job.num_ungrown_tokens), css="s-ungrown"),
     ]
-    return _chart(site, f"What {job.model} gains", f"{short_count(job.num_tokens[-1])} tokens by the last day", "tokens so far", series)
+    told = f"{words.tokens(job.num_tokens[-1])} tokens by the last day"
+    return replace(_chart(site, f"What {job.model} gains", told, "tokens so far", series), format_y=lambda value: words.tokens(value) if value else "0")
 
 
 def _compute_remark(site: BuildOut) -> str:
     each = f"Chips with power at {site.mfu_fraction:.0%} of their 16-bit peak"
-    return f"{each}, summed over time." if site.job is None else f"{each}, {format_quantity(site.job.flop_per_token, 'FLOP')} a token, since {site.job.begin}."
+    return (
+        f"{each}, summed over time."
+        if site.job is None
+        else f"{each}, {format_quantity(site.job.flop_per_token, 'FLOP')} a token, since {site.job.begin}. Without: had the site stayed as its first phase left it."
+    )
 
 
 def _swings(site: BuildOut) -> Chart:

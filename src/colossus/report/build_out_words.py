@@ -24,9 +24,15 @@ def verdict(site: BuildOut) -> str:
     last = site.num_days - 1
     built = f"{count(site.all_chips(last), 'chip')} by {_full_day(site)}, {watts(site.capacity_w[last])} of facility, {money(site.total_usd(last))} spent by {site.day(last)}."
     if not site.shortages:
-        return f"{built} Power was there for every chip on every day."
-    worst = max(site.shortages, key=lambda shortage: shortage.most_dark_chips)
-    return f"{built} Power is the limit from {worst.begin} to {worst.end}: up to {count(worst.most_dark_chips, 'chip')} stand dark, for want of {_KINDS[worst.limit]}."
+        return f"{built} Power was there for every chip on every day.{_without_turbines(site)}"
+    worst = max(site.shortages, key=lambda shortage: shortage.num_dark_chips_at_most)
+    return f"{built} Power is the limit from {worst.begin} to {worst.end}: up to {count(worst.num_dark_chips_at_most, 'chip')} stand dark, for want of {_KINDS[worst.limit]}."
+
+
+def _without_turbines(site: BuildOut) -> str:
+    worst = max(range(site.num_days), key=lambda index: site.all_chips(index) - site.num_grid_chips[index])
+    dark = site.all_chips(worst) - site.num_grid_chips[worst]
+    return f" Without turbines on the site {dark:,} of {count(site.all_chips(worst), 'chip')} had stood dark on {site.day(worst)}." if dark else ""
 
 
 def _full_day(site: BuildOut) -> datetime.date:
@@ -49,19 +55,30 @@ def figures(site: BuildOut) -> list[tuple[str, str, str]]:
             f"of training, at {site.mfu_fraction:.0%} MFU; {site.total_flop[last]:.3g} FLOP so far",
         ),
         ("chip-days dark", f"{sum(site.num_dark_chips):,}", "for want of power"),
-        ("swing left", watts(site.swing_left_w[swing]), f"within a step, after batteries, at most ({site.day(swing)}); {watts(max(site.swing_w))} before them"),
+        ("swing left", watts(site.swing_left_w[swing]), _swing_remark(site, swing)),
     ]
     return told + ([] if site.job is None else [_job_figure(site)])
+
+
+def _swing_remark(site: BuildOut, worst: int) -> str:
+    if not site.swing_left_w[worst]:
+        return f"within a step: batteries take up all of it, {watts(max(site.swing_w))} at most"
+    return f"within a step, after batteries, at most ({site.day(worst)}); {watts(max(site.swing_w))} before them"
+
+
+def tokens(number: float) -> str:
+    """``2.1 T``, ``10,400 T``."""
+    return f"{number / 1e12:,.0f} T" if number >= 1e15 else short_count(number)
 
 
 def _job_figure(site: BuildOut) -> tuple[str, str, str]:
     job = site.job
     assert job is not None
-    tokens, ungrown = job.num_tokens[-1], job.num_ungrown_tokens[-1]
-    gain = f"{tokens / ungrown:.3g} times what the first phase alone had trained" if ungrown and tokens > 1.005 * ungrown else "since the first chips ran"
+    trained, ungrown = job.num_tokens[-1], job.num_ungrown_tokens[-1]
+    gain = f"{trained / ungrown:.3g} times what the first phase alone had trained" if ungrown and trained > 1.005 * ungrown else "since the first chips ran"
     if job.total_tokens is not None:
-        gain += f"; {short_count(job.total_tokens)} tokens {_ends(job.done)}, without growth {_ends(job.done_ungrown)}"
-    return f"{job.model} gets", f"{short_count(tokens)} tokens", gain
+        gain += f"; {tokens(job.total_tokens)} tokens {_ends(job.done)}, without growth {_ends(job.done_ungrown)}"
+    return f"{job.model} gets", f"{tokens(trained)} tokens", gain
 
 
 def _ends(day: datetime.date | None) -> str:
@@ -77,7 +94,7 @@ def _limit_row(shortage: Shortage) -> tuple[str, ...]:
     return (
         str(shortage.begin),
         str(shortage.end),
-        f"{shortage.most_dark_chips:,}",
+        f"{shortage.num_dark_chips_at_most:,}",
         watts(shortage.most_short_w),
         _KINDS[shortage.limit],
         shortage.waits_for or "nothing planned",
@@ -90,8 +107,8 @@ def compared_rows(site: BuildOut) -> list[tuple[str, ...]]:
 
 
 def _compared_row(one: Compared) -> tuple[str, ...]:
-    name, said = ("facility power", watts) if one.what == "facility_w" else ("capital", money)
-    return str(one.date), name, said(one.published), said(one.ours), f"{one.ratio:.2f}", one.source
+    said = money if one.published_w is None else watts
+    return str(one.date), one.what, said(one.published), said(one.ours), f"{one.ratio:.2f}", one.source
 
 
 def growth_rows(site: BuildOut) -> list[tuple[str, ...]]:

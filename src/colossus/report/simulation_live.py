@@ -84,13 +84,13 @@ def _until(sums: Sequence[float], place: float) -> float:
 
 
 def line(moment: Moment) -> str:
-    """``day 12.5  goodput 91.4 %  step 218,400  54 interruptions  power 26.1 MW  spare 916, in repair 43  last: ...``."""
+    """``day 12.5  goodput 91.4 %  step 218,400  54 standstills  power 26.1 MW  spare 916, in repair 43  last: ...``."""
     nodes = ", ".join(f"{STATES[state][0]} {number:,.0f}" for state, number in moment.nodes.items() if number >= 0.5)
     parts = [
         clock(moment.at_s),
         f"goodput {percent(moment.shares.get(Cause.PRODUCTIVE, 0.0))}",
         f"step {moment.step:,}",
-        count(moment.num_incidents, "interruption"),
+        count(moment.num_incidents, "standstill"),
         f"power {format_quantity(moment.site_w, 'W')}" if moment.site_w is not None else "",
         f"nodes: {nodes}" if nodes else "",
         f"last: {incident_words(moment.last[-1])}" if moment.last else "",
@@ -109,7 +109,7 @@ def picture(moment: Moment, simulation: Simulation) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    speed = f"{clock(moment.at_s)} of {duration(simulation.first.wall_s)}   step {moment.step:,} of {simulation.num_steps:,}   {count(moment.num_incidents, 'interruption')}"
+    speed = f"{clock(moment.at_s)} of {duration(simulation.first.wall_s)}   step {moment.step:,} of {simulation.num_steps:,}   {count(moment.num_incidents, 'standstill')}"
     rows: list[RenderableType] = [Text(heading(simulation), style="bold"), Text(speed), Text(_bar(moment.fraction, 60), style="dim"), Text("")]
     rows += [Text("where the time went so far"), _shares(moment), Text("")]
     rows += [Text("nodes now"), _nodes(moment, simulation.num_nodes)]

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
+from typing import Any
+
+import tomli_w
 
 from colossus.report import simulation_words as words
 from colossus.report.picture import style
@@ -119,6 +122,7 @@ def _causes(simulation: Simulation, plot: Plot | None) -> str:
         for row in words.cause_rows(simulation)
     ]
     told = "Faults of nodes that were spare or out of use at the time do not interrupt the job. Lost work: steps since the last copy of the state, done again."
+    told = f"{told} {words.standstills(simulation)}".strip()
     return f'{_plot(plot)}{_table(header, rows)}<p class="soft told">{told}</p>'
 
 
@@ -130,7 +134,7 @@ def _nodes(simulation: Simulation) -> str:
 
 def _incidents(simulation: Simulation) -> str:
     shown = words.costliest(simulation)
-    told = f"Those that took the most time from the job, of {len(simulation.incidents):,}: work done twice and the standstill until it stepped again."
+    told = f"Those that took the most time from the job, of {count(len(simulation.incidents), 'standstill')}: work done twice and the standstill until it stepped again."
     return f'{_table(words.INCIDENT_HEADER, [words.incident_cells(each) for each in shown])}<p class="soft told">{told}</p>'
 
 
@@ -141,8 +145,15 @@ def _money(simulation: Simulation) -> str:
 
 def _scenario(simulation: Simulation) -> str:
     """Every value that was assumed, for who wants to try another."""
-    told = escape(simulation.scenario.to_toml())
+    told = escape(tomli_w.dumps(_known(simulation.scenario.to_data())))
     return _section("What was assumed", f"<details><summary>scenario {escape(simulation.scenario.name)}, in full</summary><pre>{told}</pre></details>")
+
+
+def _known(data: Any) -> Any:
+    """Without what is not set: TOML has no word for it."""
+    if isinstance(data, dict):
+        return {key: _known(value) for key, value in data.items() if value is not None}
+    return [_known(each) for each in data] if isinstance(data, list) else data
 
 
 def _foot(simulation: Simulation) -> str:

@@ -72,7 +72,11 @@ def points_of_percent(fraction: float) -> str:
 
 def fine_percent(fraction: float) -> str:
     """Two digits after the point: points of a sweep lie close together."""
-    return f"{fraction * 100:.2f} %"
+    return f"{max(0.0, fraction) * 100:.2f} %"
+
+
+def fine_money(usd: float) -> str:
+    return money(usd) if usd >= 10 else f"${usd:.4f}"
 
 
 OBJECTIVES = {
@@ -84,7 +88,7 @@ OBJECTIVES = {
         name="cost",
         title="cost of M tokens",
         figure=lambda one: one.usd_per_million_tokens,
-        tell=lambda usd: money(usd) if usd >= 10 else f"${usd:.4g}",
+        tell=fine_money,
         more_is_better=False,
     ),
 }

@@ -24,7 +24,7 @@ def plot(dims: Sequence[str], points: Sequence[Point], objective: Objective) -> 
     best = sweeps.ranked(points, objective)[0]
     told = "; ".join(f"{sweeps.name_of(dims, point)}: {objective.tell(sweeps.mean(point, objective))}" for point in known)
     if len(dims) == 1:
-        remark = f"Each dot: the median {objective.title} of all replicas at that {dims[0]}; whiskers: 9 in 10. The ring is around the best."
+        remark = f"Each dot: the median {objective.title} of all replicas by {dims[0]}; whiskers: 9 in 10. The ring is around the best."
         return Plot(
             name="sweep",
             title=f"{objective.title} by {dims[0]}",
@@ -32,7 +32,7 @@ def plot(dims: Sequence[str], points: Sequence[Point], objective: Objective) -> 
             description=told,
             draw=lambda width: _line(dims, known, best, objective, width),
         )
-    remark = f"Each field: the mean {objective.title} at that {dims[0]} (rows) and {dims[1]} (columns); the darker, the better. Framed: the best."
+    remark = f"Each field: the mean {objective.title} by {dims[0]} (rows) and {dims[1]} (columns); the darker, the better. Framed: the best."
     title = f"{objective.title} by {dims[0]} and {dims[1]}"
     return Plot(name="sweep", title=title, remark=remark, description=told, draw=lambda width: _heat(dims, points, best, objective, width))
 

@@ -240,6 +240,14 @@ def cause_name(cause: str) -> str:
     return re.sub(r"[a-z0-9]+", lambda found: _ACRONYMS.get(found[0], found[0]), cause.replace("_", " "))
 
 
+def standstills(simulation: Simulation) -> str:
+    """What a reader must know where interruptions are more than standstills; nothing where each is one."""
+    told, number = len(simulation.incidents), simulation.first.num_interruptions
+    if told >= number:
+        return ""
+    return f"{count(number, 'interruption')} in {count(told, 'standstill')}: a fault that strikes while the job stands already is told with the one before it."
+
+
 def rate_words(simulation: Simulation) -> str:
     """How often the job was interrupted, in the unit that operators publish."""
     one = simulation.first

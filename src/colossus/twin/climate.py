@@ -32,7 +32,7 @@ class Climate:
 
     def until(self, time_s: np.ndarray | float) -> np.ndarray:
         """PUE times seconds, from 0 to ``time_s``."""
-        hour = np.minimum(np.asarray(time_s) // HOUR_S, len(self.hour_pue) - 1).astype(int)
+        hour = np.clip(np.asarray(time_s) // HOUR_S, 0, len(self.hour_pue) - 1).astype(int)
         return self.summed[hour] + (time_s - hour * HOUR_S) * self.hour_pue[hour]
 
     def mean(self, start_s: np.ndarray | float, end_s: np.ndarray | float) -> np.ndarray:

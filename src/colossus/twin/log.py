@@ -7,7 +7,8 @@ from typing import Any
 
 from colossus.spec.causes import Cause
 from colossus.spec.event import Event
-from colossus.twin.training import BOOK, IncidentRow, Job
+from colossus.twin.book import BOOK, IncidentRow
+from colossus.twin.training import Job
 
 
 def events_of(job: Job) -> Iterator[Event]:

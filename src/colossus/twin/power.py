@@ -196,7 +196,8 @@ class PowerModel:
         site_j = it_j * float(self.climate.until(wall_s)) / wall_s if wall_s else 0.0
         if course_site_w is not None and len(course_site_w):
             site_j = float(np.mean(course_site_w)) * wall_s
-            peak_w = float(np.max(course_site_w)) + (self.swing.above_mean_w if stepping_s else 0.0)
+            highest_w = float(np.max(course_site_w))
+            peak_w = min(highest_w + (self.swing.above_mean_w if stepping_s else 0.0), max(highest_w, self.contract_w))
         carbon = self.machine.site.carbon_kg_co2e_per_j if self.machine.site else None
         return Bill(
             it_j=it_j,

@@ -13,12 +13,13 @@ from colossus.spec.machine import Machine
 from colossus.spec.scenario import Scenario
 from colossus.spec.simulation import Course, SimulatedIncident, Simulation, Tally
 from colossus.spec.units import format_duration
+from colossus.twin.book import BOOK, IncidentRow
 from colossus.twin.course import course_of
 from colossus.twin.log import events_of
 from colossus.twin.power import PowerModel
 from colossus.twin.setting import Setting
 from colossus.twin.streams import stream
-from colossus.twin.training import BOOK, IncidentRow, Job
+from colossus.twin.training import Job
 from colossus.twin.workload import Workload
 
 _NUM_INCIDENTS = 200
@@ -81,7 +82,15 @@ class _Twin:
         node_s = job.nodes.node_s(setting.machine.num_nodes, wall_s)
         tokens = float(steps * workload.tokens_per_step)
         bill = (
-            self.power.bill(wall_s=wall_s, tokens=tokens, goodput_s=goodput_s, node_s=node_s, stepping_s=job.stepping_s, saving_s=spent[BOOK[1]])
+            self.power.bill(
+                wall_s=wall_s,
+                tokens=tokens,
+                goodput_s=goodput_s,
+                node_s=node_s,
+                stepping_s=job.stepping_s,
+                saving_s=spent[BOOK[1]],
+                limits=job.limits,
+            )
             if self.power
             else None
         )

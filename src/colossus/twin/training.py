@@ -5,104 +5,64 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from math import pi, sin
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from colossus.policy.health import is_suspect, should_evict, should_grow
 from colossus.policy.recovery import Action
-from colossus.spec.causes import Cause
 from colossus.spec.faults import Effect
+from colossus.twin.book import (
+    BOOK,
+    CAP,
+    CHECK,
+    CHECKPOINT,
+    DETECT,
+    DETECTING,
+    FEWER,
+    LOST,
+    PRODUCTIVE,
+    RECOMPILE,
+    RESTART,
+    RESTORE,
+    RETURNING,
+    STRAGGLER,
+    WAIT,
+    WAITING,
+    IncidentRow,
+    Outage,
+    Span,
+)
+from colossus.twin.chance import Chance
 from colossus.twin.faults import Fault, draw_faults, lemon_nodes
 from colossus.twin.kernel import Kernel
-from colossus.twin.nodes import GANG, REPAIR, Nodes
-from colossus.twin.progress import Pace, Progress
-from colossus.twin.setting import GRID, Setting
-from colossus.twin.streams import draw, stream
+from colossus.twin.nodes import GANG, REPAIR, SPARE, Nodes
+from colossus.twin.progress import Progress
+from colossus.twin.setting import GRID, Kind, Setting
 
 if TYPE_CHECKING:
     from colossus.twin.power import Limit
 
-# The book's lines. Lost work is told apart at the end of what was once productive.
-BOOK = (
-    *(Cause.PRODUCTIVE, Cause.CHECKPOINT, Cause.LOST_WORK, Cause.DETECT, Cause.WAIT_NODES, Cause.RESTART, Cause.RESTORE, Cause.RECOMPILE),
-    *(Cause.STRAGGLER, Cause.FEWER_NODES, Cause.POWER_CAP, Cause.EVALUATION),
-)
-_PRODUCTIVE, _CHECKPOINT, _LOST, _DETECT, _WAIT, _RESTART, _RESTORE, _RECOMPILE, _STRAGGLER, _FEWER, _CAP, _CHECK = range(len(BOOK))
-# A row of the course: the book, then these.
-MARK = ("time_s", "speed")
+# Marks of a course at most, about.
+_MARKS = 4000
 # A day's course of temperature in steps of so long.
 _DIURNAL_S, _DAY_S = 6 * 3600.0, 86400.0
 # Events at one time: what comes back goes before what fails, and the end of the job before both.
 _END, _BACK, _LIMIT, _FAULT = 0, 1, 2, 3
-# The parts of a standstill.
-_DETECTING, _WAITING, _PLANNED, _RETURNING = "detecting", "waiting", "planned", "returning"
-
-
-class IncidentRow(NamedTuple):
-    """One interruption; ``kind`` None: the grid's, or our own decision, as ``name`` says. Steps and seconds as in spec.simulation."""
-
-    time_s: float
-    kind: int | None
-    node: int | None
-    action: str
-    reason: str
-    name: str
-    from_step: int
-    to_step: int
-    lost_s: float
-    parts_s: tuple[float, ...]  # detect, wait, start, restore, compile
-    source: str
-
-
-class _Outage:
-    """A standstill as it goes: when it began, why, what is known, and which part it is in."""
-
-    __slots__ = (
-        "action",
-        "begun_s",
-        "fault",
-        "from_step",
-        "is_disk",
-        "kind",
-        "lost_s",
-        "node",
-        "parts_s",
-        "phase",
-        "plan_s",
-        "reason",
-        "to_step",
-        "until_s",
-        "why",
-    )
-
-    def __init__(self, now_s: float, reason: str, to_step: int, is_disk: bool) -> None:
-        self.begun_s = self.until_s = now_s
-        self.kind: int | None = None
-        self.node: int | None = None
-        self.reason = reason
-        self.from_step = self.to_step = to_step
-        self.is_disk = is_disk
-        self.lost_s = 0.0
-        self.parts_s = [0.0, 0.0, 0.0, 0.0, 0.0]
-        self.plan_s = (0.0, 0.0, 0.0)
-        self.action = self.why = ""
-        self.phase = _DETECTING
-        self.fault: tuple[str, int | None, int | None] = (reason, None, None)
 
 
 class Job:
-    """Plays one replica to its end or the horizon. ``marks``: rows of MARK, its course, where it is kept; ``log``: what happened, in order, where it is logged."""
+    """Plays one replica to its end or the horizon. ``marks`` and ``incidents``: its course, in rows of MARK, and each standstill, where it is kept; ``log``: what happened, in order, where it is logged."""
 
     def __init__(self, setting: Setting, *, seed: int, limits: Sequence[Limit] = (), is_kept: bool = False, is_logged: bool = False) -> None:
         self.setting = setting
         scenario, grounds = setting.scenario, setting.grounds
         self.limits = limits
         self.kernel = Kernel()
-        self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes, is_kept=is_kept)
-        self.progress = Progress()
+        self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes)
+        self.progress = Progress(blocked_s=setting.blocked_s, save_s=setting.save_s)
         self.book = [0.0] * len(BOOK)
         self.faults: Sequence[Fault] = draw_faults(setting.profile, scenario, grounds, seed=seed)
         self.lemons = set(lemon_nodes(setting.profile, grounds, seed=seed).tolist())
-        self.chance = _Chance(seed, scenario.recovery)
+        self.chance = Chance(seed, scenario.recovery)
         self.num_steps = setting.workload.num_steps
         self._horizon_s = scenario.horizon_s
         self.num_faults = [0] * len(setting.profile.classes)
@@ -116,24 +76,27 @@ class Job:
         self._slow: dict[int, float] = {}
         self._history: dict[int, list[float]] = {}
         self._corrupt: list[tuple[float, int, Fault]] = []
-        self._outage: _Outage | None = None
+        self._outage: Outage | None = None
         self._turn = 0
         self._since_s = 0.0
         self._diurnal = 0.0
+        self._kinds = setting.kinds
+        self._drains = scenario.recovery.drain_after_faults is not None
+        self._failed_repair = setting.profile.failed_repair_fraction
         self._idle = setting.profile.idle_fraction
         self._speed = 1.0
-        self._pace = self._pace_now()
+        self._set_pace()
         self.is_kept, self.is_logged = is_kept, is_logged
         self.log: list[tuple[Any, ...]] = []
-        self.marks = array("d")
+        self.marks = array("d", [0.0] * len(BOOK) + [0.0, 1.0] + [0.0] * len(self.nodes.seconds))
+        self._marked_s, self._resolution_s = 0.0, scenario.horizon_s / _MARKS
         self.rewinds: list[tuple[float, float]] = []
         self._span = Span(0.0, 0, [], 0)
 
     def run(self) -> None:
         setting, kernel = self.setting, self.kernel
         horizon_s = setting.scenario.horizon_s
-        if self.faults:
-            kernel.at(self.faults[0].time_s, self._on_fault, 0, _FAULT)
+        kernel.feed([fault.time_s for fault in self.faults], self._on_fault)
         if setting.scenario.stragglers.diurnal_fraction:
             self._on_hour(None)
         for limit in self.limits:
@@ -146,9 +109,10 @@ class Job:
             end_s = self.kernel.now_s if self.failed else horizon_s
             self._close(end_s)
             self._book_down(end_s)
-            self._mark(end_s)
             self._tell_steps()
         self.nodes.tick(self.wall_s)
+        if self.is_kept:
+            self._mark(self.wall_s, is_due=True)
 
     @property
     def wall_s(self) -> float:
@@ -161,12 +125,11 @@ class Job:
         now_s, setting = self.kernel.now_s, self.setting
         self.nodes.tick(now_s)
         self.nodes.steps = True
-        self._pace = self._pace_now()
+        if not self._is_paced or self.nodes.gang != self._paced_gang:
+            self._set_pace()
         interval, self.interval_reason = setting.interval_steps(self._pace.step_s, num_disk_losses=self.num_disk_losses, elapsed_s=now_s)
-        self.progress.begin(step, interval=interval, blocked_s=setting.blocked_s, save_s=setting.save_s)
+        self.progress.begin(step, interval)
         self._since_s = now_s
-        if self.is_kept:
-            self._mark(now_s)
         if self.is_logged:
             self._span = Span(now_s, step, list(self.book), self.progress.num_saves)
         self._schedule_end()
@@ -186,13 +149,12 @@ class Job:
         self._close(self.kernel.now_s)
         self._finish_exactly()
         self.is_done = True
-        self._mark(self.kernel.now_s)
         self._tell_steps()
         self.kernel.clear()
 
     def _finish_exactly(self) -> None:
         """Rounding must not leave a part of the last step undone."""
-        self.book[_PRODUCTIVE] = self.num_steps * self._pace.productive_s
+        self.book[PRODUCTIVE] = self.num_steps * self._pace.productive_s
         self.progress.at = float(self.num_steps)
 
     def _close(self, now_s: float) -> None:
@@ -201,25 +163,28 @@ class Job:
         if self._outage is None and elapsed_s > 0:
             pace, book = self._pace, self.book
             done, blocked_s = self.progress.advance(now_s, elapsed_s, pace.step_s)
-            book[_PRODUCTIVE] += done * pace.productive_s
-            book[_CHECKPOINT] += blocked_s + done * pace.copy_s
+            book[PRODUCTIVE] += done * pace.productive_s
+            book[CHECKPOINT] += blocked_s + done * pace.copy_s
             if pace.is_longer:
-                book[_STRAGGLER] += done * pace.straggler_s
-                book[_FEWER] += done * pace.fewer_s
-                book[_CAP] += done * pace.cap_s
-                book[_CHECK] += done * pace.check_s
+                book[STRAGGLER] += done * pace.straggler_s
+                book[FEWER] += done * pace.fewer_s
+                book[CAP] += done * pace.cap_s
+                book[CHECK] += done * pace.check_s
             self.stepping_s += elapsed_s - blocked_s
             self._since_s = now_s
 
-    def _pace_now(self) -> Pace:
-        return self.setting.pace(self.nodes.gang, max(self._slow.values()) if self._slow else 0.0, self._diurnal, self._speed)
+    def _set_pace(self) -> None:
+        self._paced_gang, self._is_paced = self.nodes.gang, True
+        self._pace = self.setting.pace(self._paced_gang, max(self._slow.values()) if self._slow else 0.0, self._diurnal, self._speed)
 
     def _repace(self) -> None:
-        """The step takes another time from now on."""
+        """The step takes another time from now on, or when the gang is back."""
+        self._is_paced = False
         if self._outage is None:
             self._close(self.kernel.now_s)
-            self._mark(self.kernel.now_s)
-            self._pace = self._pace_now()
+            if self.is_kept:
+                self._mark(self.kernel.now_s)
+            self._set_pace()
             self._schedule_end()
 
     def _on_hour(self, _: None) -> None:
@@ -233,33 +198,34 @@ class Job:
     # Faults
 
     def _on_fault(self, place: int) -> None:
-        faults, setting = self.faults, self.setting
-        fault = faults[place]
-        if place + 1 < len(faults):
-            self.kernel.at(faults[place + 1].time_s, self._on_fault, place + 1, _FAULT)
-        kind = setting.kinds[fault.kind]
-        if kind.is_of_job:
-            if self._outage is None:  # a job that does not run has no bugs, and needs no stop
-                self.num_faults[fault.kind] += 1
-                self._interrupt(fault)
-            return
-        place_of_node = self.nodes.place[fault.node]
-        if place_of_node == REPAIR or (fault.is_lemons and fault.node not in self.lemons):
-            return
-        is_gang = place_of_node == GANG
-        if self._idle < 1 and fault.luck >= self._idle and not (is_gang and self._outage is None):
-            return
-        self.num_faults[fault.kind] += 1
-        if kind.effect is Effect.SLOW:
-            self._slow_down(fault, is_gang)
-        elif kind.effect is Effect.CORRUPT:
-            self._corrupts(fault, is_gang)
-        elif self._take_down(fault, kind.group):
-            self._interrupt(fault)
+        fault = self.faults[place]
+        kind = self._kinds[fault.kind]
+        if self._outage is not None and (kind.is_of_job or fault.luck >= self._idle):
+            return  # a job that does not run has no bugs; and what stands still may not break
+        if not kind.is_of_job:
+            was = self.nodes.place[fault.node]
+            if was == REPAIR or (was == SPARE and fault.luck >= self._idle) or (fault.is_lemons and fault.node not in self.lemons):
+                return
+            self.num_faults[fault.kind] += 1
+            if kind.effect is Effect.SLOW:
+                self._slow_down(fault, was == GANG)
+                return
+            if kind.effect is Effect.CORRUPT:
+                self._corrupts(fault, was == GANG)
+                return
+            if not self._take_down(fault, kind.group):
+                return
+        else:
+            self.num_faults[fault.kind] += 1
+        if self._outage is not None:
+            self._again(fault, kind)
+        elif kind.effect is Effect.PLANNED:
+            self._stop_for(fault, kind)
+        else:
+            self._strike(fault, kind)
 
     def _take_down(self, fault: Fault, size: int) -> bool:
         """A group of nodes goes into repair; whether the gang lost any."""
-        self.nodes.tick(self.kernel.now_s)
         if size <= 1:
             return self._fail(fault.node, fault)
         first = fault.node // size * size
@@ -270,17 +236,19 @@ class Job:
         nodes, now_s = self.nodes, self.kernel.now_s
         if nodes.place[node] == REPAIR:
             return False
+        nodes.tick(now_s)
         was_gang = nodes.fail(node)
-        self._slow.pop(node, None)
+        if self._slow and self._slow.pop(node, None) is not None:
+            self._is_paced = False
         repair_s, is_thorough = fault.repair_s, False
-        recovery_scenario = self.setting.scenario.recovery
-        if recovery_scenario.drain_after_faults is not None:
+        if self._drains:
+            recovery_scenario = self.setting.scenario.recovery
             times_s = self._history.setdefault(node, [])
             times_s.append(now_s)
             if is_suspect(times_s, now_s=now_s, window_s=recovery_scenario.drain_window_s, num_faults=recovery_scenario.drain_after_faults):
-                repair_s, is_thorough = self.chance.drain_s(), True
+                repair_s, is_thorough = self.chance.one(recovery_scenario.drain_repair), True
                 times_s.clear()
-        is_mended = is_thorough or fault.luck >= self.setting.profile.failed_repair_fraction
+        is_mended = is_thorough or fault.luck >= self._failed_repair
         self.kernel.at(now_s + repair_s, self._on_back, (node, is_mended), _BACK)
         return was_gang
 
@@ -291,7 +259,7 @@ class Job:
         if is_mended:
             self.lemons.discard(node)
         outage = self._outage
-        if outage is not None and outage.phase is _WAITING and outage.action == Action.WAIT.value:
+        if outage is not None and outage.phase is WAITING and outage.action is Action.WAIT:
             self._book_down(self.kernel.now_s)
             self._decide(outage)
         elif outage is None and self.nodes.gang < self.setting.num_gang:
@@ -299,7 +267,7 @@ class Job:
 
     def _slow_down(self, fault: Fault, is_gang: bool) -> None:
         """A chip is slower until it is repaired, or swapped out."""
-        kind = self.setting.kinds[fault.kind]
+        kind = self._kinds[fault.kind]
         if not is_gang:
             self._take_down(fault, kind.group)
             return
@@ -309,7 +277,7 @@ class Job:
         scenario = self.setting.scenario.recovery
         swap_s = scenario.swap.mean_s if self.setting.reforms else scenario.start.mean_s + scenario.compile.mean_s
         if scenario.evict_slow and should_evict(slowdown_fraction=kind.slowdown_fraction, expected_s=kind.mean_repair_s, swap_s=swap_s):
-            self.kernel.at(self.kernel.now_s + self.chance.evict_s(), self._on_evict, fault, _FAULT)
+            self.kernel.at(self.kernel.now_s + self.chance.one(scenario.evict_detect), self._on_evict, fault, _FAULT)
 
     def _on_fast(self, node: int) -> None:
         if self._slow.pop(node, None) is not None:
@@ -318,9 +286,8 @@ class Job:
     def _on_evict(self, fault: Fault) -> None:
         """The slow node is known: out with it, where a spare is at hand and the job runs."""
         if fault.node in self._slow and self.nodes.spare and self._outage is None:
-            self.nodes.tick(self.kernel.now_s)
             self._fail(fault.node, fault)
-            self._interrupt(fault, why="evicted")
+            self._order("evicted", fault.node)
 
     def _corrupts(self, fault: Fault, is_gang: bool) -> None:
         """The state is wrong from now on and nobody knows, until it shows or a check finds it."""
@@ -342,75 +309,95 @@ class Job:
         if self._outage is not None:  # known once the gang is back
             self.kernel.at(self.kernel.now_s + 60.0, self._on_corruption, fault, _FAULT)
             return
-        self.nodes.tick(self.kernel.now_s)
         self._fail(fault.node, fault)
-        self._interrupt(fault, clean=(found[0], found[1]))
+        self._roll_back(fault, self._kinds[fault.kind], found[0], found[1])
 
     # Standing still
 
-    def _interrupt(self, fault: Fault | None, *, why: str | None = None, clean: tuple[float, int] | None = None, until_s: float | None = None) -> None:
-        """The gang stands. ``why``: our own decision. ``clean``: when and at which step the state was last good. ``until_s``: when the grid is back."""
-        if self._outage is not None:
-            if fault is not None:
-                self._again(fault)
-            return
-        now_s, setting, progress = self.kernel.now_s, self.setting, self.progress
+    def _strike(self, fault: Fault, kind: Kind) -> None:
+        """The gang dies or hangs, and goes on from the newest copy that is left."""
+        now_s, setting = self.kernel.now_s, self.setting
         self._close(now_s)
-        kind = setting.kinds[fault.kind] if fault is not None and why is None else None
-        is_planned = kind is not None and kind.effect is Effect.PLANNED
-        is_disk = kind.needs_disk if kind is not None else until_s is not None
-        to_step = self._step_to_restore(is_whole=is_planned or why is not None, is_disk=is_disk, clean=clean)
+        to_step = self.progress.committed(now_s)
+        is_disk = kind.needs_disk or setting.memory_steps is None
+        if not is_disk:
+            to_step = self.progress.in_memory(setting.memory_steps)  # type: ignore[arg-type]
+        outage = self._stand(kind.cause, to_step, is_disk)
+        outage.kind, outage.node = fault.kind, None if kind.is_of_job else fault.node
+        outage.until_s = now_s + fault.detect_s
+        self.num_disk_losses += kind.needs_disk
+        self._know(kind.cause)
+
+    def _stop_for(self, fault: Fault, kind: Kind) -> None:
+        """A stop in good order: the state is saved, then the work takes the time that a repair of its class takes."""
+        now_s = self.kernel.now_s
+        self._close(now_s)
+        self.progress.committed(now_s)
+        outage = self._stand(kind.cause, int(self.progress.at), self.setting.memory_steps is None)
+        outage.kind, outage.save_s = fault.kind, self.setting.save_s
+        outage.phase = WAITING
+        outage.until_s = now_s + outage.save_s + fault.repair_s
+        self._know(kind.cause)
+
+    def _order(self, why: str, node: int | None = None) -> None:
+        """The gang reforms by our own decision, nothing lost but the step under way."""
+        now_s = self.kernel.now_s
+        self._close(now_s)
+        self.progress.committed(now_s)
+        self._stand(why, int(self.progress.at), self.setting.memory_steps is None).node = node
+        self._know(why)
+
+    def _roll_back(self, fault: Fault, kind: Kind, clean_s: float, clean: int) -> None:
+        """The state is known to be wrong since ``clean_s``: back to what was saved before."""
+        now_s = self.kernel.now_s
+        self._close(now_s)
+        to_step = min(clean, self.progress.committed(now_s))
+        outage = self._stand(kind.cause, to_step, True, since_s=clean_s)
+        self.progress.disk = to_step
+        outage.kind, outage.node = fault.kind, fault.node
+        outage.until_s = now_s + self.setting.scenario.recovery.sdc_check_s
+        self._know(kind.cause)
+
+    def _black_out(self, until_s: float) -> None:
+        """All nodes stand without power until then; copies in memory are gone."""
+        now_s, outage = self.kernel.now_s, self._outage
+        if outage is None:
+            self._close(now_s)
+            outage = self._stand(GRID, self.progress.committed(now_s), True)
+        else:
+            self._book_down(now_s)
+            if not outage.is_disk:
+                self._lose_copies(outage)
+            self._count(GRID)
+        outage.kind, outage.reason = None, GRID
+        outage.phase, outage.action, outage.until_s = WAITING, "", until_s
+        self._know(GRID)
+
+    def _stand(self, name: str, to_step: int, is_disk: bool, since_s: float | None = None) -> Outage:
+        """The gang stands from now on and will go on from ``to_step``; what was done beyond it is lost, ``since_s`` where it is known."""
+        now_s, progress = self.kernel.now_s, self.progress
         at = progress.at
-        name = kind.cause if kind is not None else why or GRID
-        outage = _Outage(now_s, name, to_step, is_disk or setting.memory_steps is None)
-        if fault is not None:
-            outage.kind = None if why else fault.kind
-            outage.node = None if kind is not None and kind.is_of_job else fault.node
         if self.is_logged:
             self._tell_steps(to_step, progress.disk)
+        outage = self._outage = Outage(now_s, name, to_step, is_disk)
+        outage.from_step = int(at)
+        outage.lost_s = lost_s = (at - to_step) * self._pace.productive_s
+        self.lost_steps += outage.from_step - to_step
         if self.is_kept:
             self._mark(now_s)
-        if at > to_step:
-            self._lose(outage, at - to_step, now_s, clean)
-        outage.from_step = int(at)
-        self.num_disk_losses += is_disk
-        self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
+            began_s = now_s - (at - to_step) * self._pace.step_s - self._blocked_within(at - to_step)
+            self.rewinds.append((max(0.0, began_s if since_s is None else since_s), now_s))
+        self.book[PRODUCTIVE] -= lost_s
+        self.book[LOST] += lost_s
         if self._corrupt:
             self._corrupt = [row for row in self._corrupt if row[1] < to_step]
-        if clean is not None:
-            progress.disk = to_step
-        self._outage = outage
+        self._count(name)
         self.nodes.tick(now_s)
         self.nodes.steps = False
-        if fault is None or why is not None:
-            outage.until_s = until_s or now_s
-            outage.phase = _DETECTING if until_s is None else _WAITING
-        elif is_planned:
-            outage.phase, outage.until_s = _PLANNED, now_s + setting.save_s + fault.repair_s
-        else:
-            outage.until_s = now_s + (fault.detect_s if clean is None else setting.scenario.recovery.sdc_check_s)
-        self._know(name)
+        return outage
 
-    def _lose(self, outage: _Outage, lost: float, now_s: float, clean: tuple[float, int] | None) -> None:
-        """So many steps were done for nothing."""
-        pace = self._pace
-        if self.is_kept:
-            since_s = clean[0] if clean else now_s - lost * pace.step_s - self._blocked_within(lost)
-            self.rewinds.append((max(0.0, since_s), now_s))
-        outage.lost_s = lost_s = lost * pace.productive_s
-        self.book[_PRODUCTIVE] -= lost_s
-        self.book[_LOST] += lost_s
-        self.lost_steps += int(self.progress.at) - outage.to_step
-
-    def _step_to_restore(self, *, is_whole: bool, is_disk: bool, clean: tuple[float, int] | None) -> int:
-        """Where the gang will go on from; a stop in good order saves what there is."""
-        progress = self.progress
-        saved = progress.committed(self.kernel.now_s)
-        if clean is not None:
-            return min(clean[1], saved)
-        if is_whole:
-            return int(progress.at)
-        return saved if is_disk or self.setting.memory_steps is None else progress.in_memory(self.setting.memory_steps)
+    def _count(self, name: str) -> None:
+        self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
 
     def _know(self, name: str, fault: Fault | None = None) -> None:
         """It takes until ``until_s`` to know what is wrong, or for what was ordered."""
@@ -418,41 +405,50 @@ class Job:
         assert outage is not None
         self._turn = turn = self._turn + 1
         outage.fault = (name, outage.kind if fault is None else fault.kind, outage.node if fault is None else fault.node)
-        if self.is_logged and (outage.phase is not _DETECTING or outage.until_s <= self.kernel.now_s):
+        if self.is_logged and (outage.phase is not DETECTING or outage.until_s <= self.kernel.now_s):
             self.log.append(("fault", self.kernel.now_s, 0.0, *outage.fault))
+        self._pass_over(outage.until_s)
         if self.kernel.jump(outage.until_s):
-            self._on_known(turn)
+            self._book_down(outage.until_s)
+            self._decide(outage)
         else:
             self.kernel.at(outage.until_s, self._on_known, turn, _FAULT)
+
+    def _pass_over(self, until_s: float) -> None:
+        """Leaves out the faults until then that nothing comes of, because the gang stands."""
+        kernel, faults = self.kernel, self.faults
+        while kernel.fed_s <= until_s:
+            fault = faults[kernel.fed_place]
+            if fault.luck < self._idle and not self._kinds[fault.kind].is_of_job:
+                return
+            kernel.skip()
 
     def _blocked_within(self, lost: float) -> float:
         return self.setting.blocked_s * int(lost // self.progress.interval) if self.progress.interval else 0.0
 
-    def _again(self, fault: Fault) -> None:
-        """Another fault while the gang is on its way back: from detection on, all over."""
+    def _again(self, fault: Fault, kind: Kind) -> None:
+        """Another fault while the gang stands: the tests that look for the first find it too. On the way back it is from detection on, all over."""
         now_s, outage = self.kernel.now_s, self._outage
         assert outage is not None
-        self._book_down(now_s)
-        kind = self.setting.kinds[fault.kind]
         if kind.needs_disk and not outage.is_disk:
             self._lose_copies(outage)
-        self.num_interruptions[kind.cause] = self.num_interruptions.get(kind.cause, 0) + 1
-        known_s = now_s + fault.detect_s
-        if outage.phase is _RETURNING or outage.action:
-            outage.phase, outage.action, outage.until_s = _DETECTING, "", known_s
-        else:  # both are known when the later is; the grid's end, and a stop's, are waited for
-            outage.until_s = max(known_s, outage.until_s)
-        self._know(kind.cause, fault)
+        self._count(kind.cause)
+        if outage.phase is RETURNING:
+            self._book_down(now_s)
+            outage.phase, outage.until_s = DETECTING, now_s + fault.detect_s
+            self._know(kind.cause, fault)
+        elif self.is_logged:
+            outage.echoes.append((kind.cause, fault.kind, fault.node))
 
-    def _lose_copies(self, outage: _Outage) -> None:
+    def _lose_copies(self, outage: Outage) -> None:
         """The copies in memory that the gang was to go on from are lost as well."""
         outage.is_disk = True
         self.num_disk_losses += 1
         to_step = min(self.progress.disk, outage.to_step)
         more = outage.to_step - to_step
         more_s = more * self._pace.productive_s
-        self.book[_PRODUCTIVE] -= more_s
-        self.book[_LOST] += more_s
+        self.book[PRODUCTIVE] -= more_s
+        self.book[LOST] += more_s
         self.lost_steps += more
         outage.to_step, outage.lost_s = to_step, outage.lost_s + more_s
 
@@ -461,32 +457,35 @@ class Job:
             self._book_down(self.kernel.now_s)
             self._decide(self._outage)
 
-    def _decide(self, outage: _Outage) -> None:
+    def _decide(self, outage: Outage) -> None:
         """What policy does with what is left, and how long that takes."""
         setting, nodes, kernel = self.setting, self.nodes, self.kernel
-        decision = setting.decide(outage.kind, outage.reason, num_gang=nodes.gang, num_spares=nodes.spare, num_repair=nodes.repair)
-        outage.action, outage.why = decision.action.value, decision.reason
+        decision = setting.decide(outage.kind, outage.reason, nodes.gang, nodes.spare, nodes.repair)
+        action = decision.action
+        outage.action, outage.why = action, decision.reason
         if self.is_logged:
-            self.log.append(("recovery", kernel.now_s, decision.action.value, decision.reason, decision.num_workers))
-        if decision.action is Action.GIVE_UP:
+            self.log.append(("recovery", kernel.now_s, action.value, decision.reason, decision.num_workers))
+        if action is Action.GIVE_UP:
             self._give_up(decision.reason)
             return
-        if decision.action is Action.WAIT:
-            outage.phase = _WAITING
+        if action is Action.WAIT:
+            outage.phase = WAITING
             self._turn += 1
             return
         if nodes.gang != decision.num_workers:
             nodes.tick(kernel.now_s)
             nodes.resize(decision.num_workers)
         self.num_recoveries += 1
-        is_reform = setting.reforms and decision.action is not Action.RESTART
-        start_s = self.chance.swap_s() if is_reform else self.chance.start_s()
+        is_reform = setting.reforms and action is not Action.RESTART
+        drawn = self.chance.swaps if is_reform else self.chance.starts
+        start_s = drawn.pop() if drawn else self.chance.first_of(drawn)
         restore_s = setting.restore_disk_s if outage.is_disk else setting.restore_memory_s
         compile_s = 0.0 if is_reform else setting.compile_s
         outage.plan_s = (start_s, restore_s, compile_s)
-        outage.phase = _RETURNING
+        outage.phase = RETURNING
         self._turn = turn = self._turn + 1
         back_s = kernel.now_s + start_s + restore_s + compile_s
+        self._pass_over(back_s)
         if kernel.jump(back_s):
             self._on_resumed(turn)
         else:
@@ -503,31 +502,36 @@ class Job:
             return
         elapsed_s, parts_s, book = now_s - self._since_s, outage.parts_s, self.book
         self._since_s = now_s
-        if outage.phase is _RETURNING:
+        if outage.phase is RETURNING:
             start_s, restore_s, compile_s = outage.plan_s
             took_s = min(elapsed_s, start_s)
             restored_s = min(elapsed_s - took_s, restore_s) if compile_s else elapsed_s - took_s
             compiled_s = elapsed_s - took_s - restored_s if compile_s else 0.0
-            book[_RESTART] += took_s
-            book[_RESTORE] += restored_s
-            book[_RECOMPILE] += compiled_s
+            outage.plan_s = (start_s - took_s, restore_s - restored_s, compile_s - compiled_s)
+            book[RESTART] += took_s
+            book[RESTORE] += restored_s
+            book[RECOMPILE] += compiled_s
             parts_s[2] += took_s
             parts_s[3] += restored_s
             parts_s[4] += compiled_s
             if self.is_logged:
                 self.log.append(("return", now_s, (took_s, restored_s, compiled_s), outage.to_step, outage.action, self.nodes.gang, outage.is_disk))
-        elif outage.phase is _DETECTING:
-            book[_DETECT] += elapsed_s
+        elif outage.phase is DETECTING:
+            book[DETECT] += elapsed_s
             parts_s[0] += elapsed_s
             if self.is_logged:
                 self.log.append(("fault", now_s, elapsed_s, *outage.fault))
         else:
-            saved_s = min(elapsed_s, self.setting.save_s) if outage.phase is _PLANNED else 0.0
-            book[_CHECKPOINT] += saved_s
-            book[_WAIT] += elapsed_s - saved_s
+            saved_s = min(elapsed_s, outage.save_s)
+            outage.save_s -= saved_s
+            book[CHECKPOINT] += saved_s
+            book[WAIT] += elapsed_s - saved_s
             parts_s[1] += elapsed_s
             if self.is_logged:
                 self.log.append(("wait", now_s, saved_s, elapsed_s - saved_s, outage.from_step, outage.why or outage.reason))
+        if outage.echoes:
+            self.log.extend(("fault", now_s, 0.0, *echo) for echo in outage.echoes)
+            outage.echoes.clear()
         if self.is_kept:
             self._mark(now_s)
 
@@ -537,56 +541,56 @@ class Job:
             return
         now_s = self.kernel.now_s
         self._book_down(now_s)
+        self._outage = None
+        if self.is_kept or self.is_logged:
+            self._keep(outage, now_s)
+        self._begin(outage.to_step)
+
+    def _keep(self, outage: Outage, now_s: float) -> None:
         row = IncidentRow(
-            outage.begun_s, outage.kind, outage.node, outage.action, outage.why, outage.reason, outage.from_step, outage.to_step, outage.lost_s,
+            outage.begun_s, outage.kind, outage.node, str(outage.action), outage.why, outage.reason, outage.from_step, outage.to_step, outage.lost_s,
             tuple(outage.parts_s), "disk" if outage.is_disk else "ram",
         )  # fmt: skip
         self.incidents.append(row)
-        self._outage = None
         if self.is_logged:
             self.log.append(("recovered", now_s, row))
-        self._begin(outage.to_step)
 
     # Growing and limits
 
     def _grow(self) -> None:
         """Nodes are back: a gang that shrank takes them where that pays."""
         setting, nodes = self.setting, self.nodes
-        size = min(nodes.gang + nodes.spare, setting.num_gang) // setting.replica_nodes * setting.replica_nodes
-        if nodes.gang + nodes.spare >= setting.num_gang:
-            size = setting.num_gang
+        possible = nodes.gang + nodes.spare
+        size = setting.num_gang if possible >= setting.num_gang else setting.smaller(possible)
         rest_s = self.progress.remaining_s(self.num_steps, self._pace.step_s)
         if should_grow(num_workers=nodes.gang, num_possible=size, expected_s=min(rest_s, setting.mtbf_s), reform_s=setting.scenario.recovery.swap.mean_s):
-            self._interrupt(None, why="grown")
+            self._order("grown")
 
     def _on_limit(self, limit: Limit | None) -> None:
         """The site may draw less, or all it needs again."""
         if limit is not None and limit.is_outage:
             self._black_out(limit.end_s)
             return
+        if self._outage is None:  # what was until now was at the speed until now
+            self._close(self.kernel.now_s)
+            self._mark(self.kernel.now_s)
+        if self.is_kept:
+            self._close(self.kernel.now_s)
+            self._book_down(self.kernel.now_s)
+            self._mark(self.kernel.now_s, is_due=True)
         self._speed = 1.0 if limit is None else limit.speed_fraction
         self._repace()
 
-    def _black_out(self, until_s: float) -> None:
-        """All nodes stand without power until then; copies in memory are gone."""
-        if self._outage is None:
-            self._interrupt(None, until_s=until_s)
-            return
-        self._book_down(self.kernel.now_s)
-        if not self._outage.is_disk:
-            self._lose_copies(self._outage)
-        self.num_interruptions[GRID] = self.num_interruptions.get(GRID, 0) + 1
-        self._outage.kind, self._outage.reason = None, GRID
-        self._outage.phase, self._outage.action, self._outage.until_s = _WAITING, "", until_s
-        self._know(GRID)
-
     # What is kept
 
-    def _mark(self, now_s: float) -> None:
-        """The book as it was up to now."""
-        if self.is_kept:
+    def _mark(self, now_s: float, *, is_due: bool = False) -> None:
+        """The book and the nodes' seconds up to now; where a mark was made just before, only if it is due."""
+        if is_due or now_s - self._marked_s >= self._resolution_s:
+            self._marked_s = now_s
+            self.nodes.tick(now_s)
             self.marks.extend(self.book)
             self.marks.extend((now_s, self._speed))
+            self.marks.extend(self.nodes.seconds)
 
     def _tell_steps(self, *splits: int, is_end: bool = True) -> None:
         """Logs the whole steps since the last such row: up to each of ``splits`` that lies among them, and after it, unless the span goes on (not ``is_end``).
@@ -605,43 +609,3 @@ class Job:
             end_s = span.begun_s + sum(spent)
             self.log.append(("steps", end_s, int(span.step), cut, spent, saves))
             self._span = Span(end_s, cut, [then + part for then, part in zip(span.book, spent, strict=True)], span.num_saves + saves)
-
-
-class Span(NamedTuple):
-    """Where steps began that are not logged yet: when, at which step, with what in the book and how many saves."""
-
-    begun_s: float
-    step: float
-    book: list[float]
-    num_saves: int
-
-
-class _Chance:
-    """Durations of recovery, drawn by the hundred."""
-
-    __slots__ = ("_drain", "_evict", "_recovery", "_rng", "_start", "_swap")
-
-    def __init__(self, seed: int, scenario: Any) -> None:
-        self._rng = stream(seed, "recovery")
-        self._recovery = scenario
-        self._swap: list[float] = []
-        self._start: list[float] = []
-        self._drain: list[float] = []
-        self._evict: list[float] = []
-
-    def _next(self, kept: list[float], duration: Any) -> float:
-        if not kept:
-            kept.extend(draw(duration, self._rng, 64).tolist())
-        return kept.pop()
-
-    def swap_s(self) -> float:
-        return self._next(self._swap, self._recovery.swap)
-
-    def start_s(self) -> float:
-        return self._next(self._start, self._recovery.start)
-
-    def drain_s(self) -> float:
-        return self._next(self._drain, self._recovery.drain_repair)
-
-    def evict_s(self) -> float:
-        return self._next(self._evict, self._recovery.evict_detect)

@@ -1,0 +1,82 @@
+"""What a replica keeps: the lines of its book, its incidents, the standstill under way, the steps not logged yet."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from colossus.spec.causes import Cause
+
+# The book's lines. Lost work is told apart at the end of what was once productive.
+BOOK = (
+    *(Cause.PRODUCTIVE, Cause.CHECKPOINT, Cause.LOST_WORK, Cause.DETECT, Cause.WAIT_NODES, Cause.RESTART, Cause.RESTORE, Cause.RECOMPILE),
+    *(Cause.STRAGGLER, Cause.FEWER_NODES, Cause.POWER_CAP, Cause.EVALUATION),
+)
+PRODUCTIVE, CHECKPOINT, LOST, DETECT, WAIT, RESTART, RESTORE, RECOMPILE, STRAGGLER, FEWER, CAP, CHECK = range(len(BOOK))
+# A row of the course: the book, then these; of nodes, the seconds in each state so far.
+MARK = ("time_s", "speed", "working_s", "standing_s", "spare_s", "repair_s")
+# The parts of a standstill.
+DETECTING, WAITING, RETURNING = "detecting", "waiting", "returning"
+
+
+class IncidentRow(NamedTuple):
+    """One interruption; ``kind`` None: the grid's, or our own decision, as ``name`` says. Steps and seconds as in spec.simulation."""
+
+    time_s: float
+    kind: int | None
+    node: int | None
+    action: str
+    reason: str
+    name: str
+    from_step: int
+    to_step: int
+    lost_s: float
+    parts_s: tuple[float, ...]  # detect, wait, start, restore, compile
+    source: str
+
+
+class Outage:
+    """A standstill as it goes: when it began, why, what is known, and which part it is in."""
+
+    __slots__ = (
+        "action",
+        "begun_s",
+        "echoes",
+        "fault",
+        "from_step",
+        "is_disk",
+        "kind",
+        "lost_s",
+        "node",
+        "parts_s",
+        "phase",
+        "plan_s",
+        "reason",
+        "save_s",
+        "to_step",
+        "until_s",
+        "why",
+    )
+
+    def __init__(self, now_s: float, reason: str, to_step: int, is_disk: bool) -> None:
+        self.begun_s = self.until_s = now_s
+        self.kind: int | None = None
+        self.node: int | None = None
+        self.reason = reason
+        self.from_step = self.to_step = to_step
+        self.is_disk = is_disk
+        self.lost_s = self.save_s = 0.0
+        self.echoes: list[tuple[str, int, int]] = []
+        self.parts_s = [0.0, 0.0, 0.0, 0.0, 0.0]
+        self.plan_s = (0.0, 0.0, 0.0)
+        self.action = self.why = ""
+        self.phase = DETECTING
+        self.fault: tuple[str, int | None, int | None] = (reason, None, None)
+
+
+class Span(NamedTuple):
+    """Where steps began that are not logged yet: when, at which step, with what in the book and how many saves."""
+
+    begun_s: float
+    step: float
+    book: list[float]
+    num_saves: int
