@@ -14,8 +14,8 @@ from colossus.estimate.flop import train_flop
 from colossus.report.build_out_page import page
 from colossus.twin.build_out import Asked, play
 
-# The job whose progress each page shows: its model, and the tokens that were published of it.
-JOBS = {"colossus-1": ("llama-3.1-405b", 15.6e12), "colossus-2": ("kimi-k2", 15.5e12), "social-llm-10k": ("llama-2-70b", 2e12)}
+# The job whose progress each page shows: its model, and the tokens that were published of it; None: progress alone, where those were trained in no time.
+JOBS = {"colossus-1": ("llama-3.1-405b", 15.6e12), "colossus-2": ("llama-3.1-405b", None), "social-llm-10k": ("llama-2-70b", 2e12)}
 SEQUENCE_TOKENS = 4096
 
 

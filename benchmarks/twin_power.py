@@ -108,7 +108,7 @@ def chip_hour_kwh(options: dict[str, Any]) -> float:
 def site_rows() -> list[dict[str, Any]]:
     """Facility power by date: capacity, not draw."""
     fitted_on = "rated power of nodes; the design day's PUE of 1.30 was chosen knowing 45 MW"
-    points = [(name, one) for name in ("colossus-1", "colossus-2") for one in play(load_site(name), load_scenario()).compared if one.what == "facility_w"]
+    points = [(name, one) for name in ("colossus-1", "colossus-2") for one in play(load_site(name), load_scenario()).compared if one.published_w]
     return [
         row(f"{name}, facility power on {one.date}", one.published / 1e6, one.ours / 1e6, "MW", 0.1, fitted_on=fitted_on, source=one.source)
         for name, one in points

@@ -144,8 +144,8 @@ def svg(rows: list[dict[str, Any]]) -> str:
     for incidents, seconds, chips in points:
         x, y = at(incidents, seconds)
         dots.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#1668a8"/><text x="{x + 6:.1f}" y="{y + 14:.1f}">{chips:,}</text>')
-    last_x, last_s = points[-1][:2]
-    begin, end = at(10 ** (low_x + 0.1), last_s * 10 ** (low_x + 0.1) / last_x), at(last_x, last_s)
+    middle_x, middle_s = points[len(points) // 2][:2]
+    begin, end = (at(10**power, middle_s * 10**power / middle_x) for power in (low_x, high_x))
     ticks = []
     for power in range(int(low_x) + 1, int(high_x) + 1):
         x, _ = at(10**power, 1.0)
@@ -158,7 +158,10 @@ def svg(rows: list[dict[str, Any]]) -> str:
             )
     head = '<svg xmlns="http://www.w3.org/2000/svg" width="660" height="390" font-family="sans-serif" font-size="12">'
     title = '<rect width="660" height="390" fill="white"/><text x="70" y="24" font-size="14">90 days of one job, every incident: CPU time by incidents</text>'
-    line = f'<line x1="{begin[0]:.1f}" y1="{begin[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}" stroke="#999" stroke-dasharray="4 4"/>'
+    clip = '<clipPath id="plot"><rect x="70" y="40" width="540" height="290"/></clipPath>'
+    line = (
+        f'{clip}<line clip-path="url(#plot)" x1="{begin[0]:.1f}" y1="{begin[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}" stroke="#999" stroke-dasharray="4 4"/>'
+    )
     axis = '<text x="340" y="375" text-anchor="middle">interruptions of the job (beside each point: GB200; dashed: linear)</text>'
     return "\n".join([head, title, *ticks, line, *dots, axis, "</svg>"]) + "\n"
 

@@ -206,6 +206,12 @@ def test_spans_and_single_steps_take_the_same_time() -> None:
     assert one.kinds["steps"].num_events < 20 < many.kinds["step"].num_events
 
 
+def test_who_looks_in_the_middle_of_a_long_span_takes_nobody_for_stalled() -> None:
+    """A standby dies and the next one comes while thousands of steps are told as one."""
+    driven = drive([(2000.0, 2, "kill"), (4000.0, 2, "hang")], num_steps=20_000, span_steps=10**6, disk_steps=10_000, evaluation_steps=None)
+    assert driven.status == "done" and not driven.of("fault") and len(driven.of("standby_ready")) == 3
+
+
 def test_equal_faults_give_equal_bytes() -> None:
     lines = lambda: [event.to_line() for event in drive(storm(200, seed=3, mean_s=10.0), num_steps=1000).events]
     assert lines() == lines()

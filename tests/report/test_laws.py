@@ -91,3 +91,51 @@ def test_kills_cost_time_but_change_no_step(kills: list[int]) -> None:
     assert killed.wall_s >= quiet.wall_s
     lost_s = sum(incident.lost_s for incident in killed.incidents)
     assert killed.badput_s[Cause.LOST_WORK] <= lost_s + len(kills) * 0.2
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> list[tuple[int, int, float]]:
+    """Stretches of a run: from a step, up to a step, at a pace; each begins where the last one ended, or was thrown back to."""
+    at, found = 0, []
+    for _ in range(draw(st.integers(1, 8))):
+        to = at + draw(st.integers(1, 12))
+        found.append((at, to, draw(st.sampled_from([0.5, 1.0, 2.5]))))
+        at = draw(st.integers(0, to)) if draw(st.booleans()) else to
+    return found
+
+
+def told(stretches: list[tuple[int, int, float]], *, as_spans: bool) -> list[Event]:
+    """The same life step by step, or a stretch at a time; a rewind is a fault, two seconds of waiting, and a restored state."""
+    now_s, last, events = 10.0, 0, [Event(time_s=0.0, kind="waiting", payload={"duration_s": 0.0, "reason": ""})]
+    for first, to, step_s in stretches:
+        if first != last:
+            now_s += 1
+            events.append(Event(time_s=now_s, kind="fault", payload={"cause": "hbm", "detail": "", "detected_s": 1.0, "node": 3}))
+            now_s += 2
+            events.append(Event(time_s=now_s, kind="waiting", payload={"duration_s": 2.0, "reason": "no node"}))
+            now_s += 1
+            events.append(Event(time_s=now_s, kind="worker_phase", payload={"phase": "restored", "duration_s": 1.0, "step": first, "source": "disk"}))
+        for begin, end in [(first, to)] if as_spans else [(step, step + 1) for step in range(first, to)]:
+            duration_s = (end - begin) * step_s
+            now_s += duration_s
+            if as_spans:
+                parts = {"productive_s": duration_s, "blocked_s": 0.0, "straggler_s": 0.0, "power_cap_s": 0.0, "fewer_nodes_s": 0.0, "num_saves": 0}
+                events.append(Event(time_s=now_s, kind="steps", payload={"from_step": begin, "to_step": end, "duration_s": duration_s} | parts))
+            else:
+                payload = example("step") | {"step": end, "loss": None, "duration_s": duration_s, "data_s": 0.0, "blocked_s": 0.0}
+                events.append(Event(time_s=now_s, kind="step", payload=payload))
+        last = to
+    return events
+
+
+@settings(max_examples=150, deadline=None)
+@given(lives())
+def test_spans_of_steps_come_to_what_their_single_steps_do(stretches: list[tuple[int, int, float]]) -> None:
+    """To the microsecond, through any rewinds, also those that cut a span in two."""
+    alone, spans = (summarize(told(stretches, as_spans=as_spans)) for as_spans in (False, True))
+    check_conserved(spans)
+    for name in ("wall_s", "goodput_s", "badput_s", "steps", "replayed_steps", "lost_steps", "num_faults"):
+        assert getattr(alone, name) == getattr(spans, name), name
+    assert [(each.lost_steps, each.lost_s, each.downtime_s, each.wait_s) for each in alone.incidents] == [
+        (each.lost_steps, each.lost_s, each.downtime_s, each.wait_s) for each in spans.incidents
+    ]

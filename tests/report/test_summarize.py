@@ -235,6 +235,13 @@ def test_single_steps_and_spans_of_them_come_to_the_same() -> None:
     assert one.timeline.steps_per_s == many.timeline.steps_per_s
 
 
+def test_a_save_before_a_span_does_not_count_as_one_inside() -> None:
+    """Unlike a single step, a span does not tell again what blocked the steps before it."""
+    save = event(11, "checkpoint_started", step=10, tier="disk", blocked_s=1.0)
+    report = summarize([started(0), span(10, 0, 10, duration_s=10), save, span(21, 10, 20, duration_s=10, blocked_s=2)])
+    assert (report.goodput_s, report.badput_s[Cause.CHECKPOINT], report.wall_s) == (18, 3, 21)
+
+
 def test_waiting_for_nodes_is_a_part_of_the_downtime() -> None:
     wait = event(12, "waiting", duration_s=5.0, reason="no spare left")
     report = summarize([started(0), step(1, 1), fault(3, detected_s=2.0), phase(5, "joined"), wait, phase(13, "restored", step=1, source="disk"), step(14, 2)])

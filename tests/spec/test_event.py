@@ -69,6 +69,8 @@ def written_fields() -> dict[str, set[str] | None]:
     for path in Path(colossus.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             kinds = [a.value for a in node.args if isinstance(a, ast.Constant) and a.value in KINDS] if isinstance(node, ast.Call) else []
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Event":  # whose payload is a dict
+                found |= {word.value.value: None for word in node.keywords if word.arg == "kind" and isinstance(word.value, ast.Constant)}
             if not kinds or not ast.unparse(node.func).endswith("tell"):
                 continue
             named, before = {word.arg for word in node.keywords}, found.get(kinds[0], set())

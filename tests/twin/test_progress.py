@@ -47,10 +47,9 @@ class Plodder:
 )
 def test_progress_is_that_of_steps_done_one_by_one(interval: int | None, blocked_ms: int, more_ms: int, stretches: list[tuple[int, int]]) -> None:
     save_ms = blocked_ms + min(more_ms, 16 * (interval or 1))
-    plodder, progress = Plodder(interval, blocked_ms, save_ms), Progress()
-    # In units of 1/1024 s floats are exact too, so that both stand on the same side of every boundary.
-    unit = 1024
-    progress.begin(0, interval=interval, blocked_s=blocked_ms / unit, save_s=save_ms / unit)
+    unit = 1024  # of these a second, floats are exact too, so that both stand on the same side of every boundary
+    plodder, progress = Plodder(interval, blocked_ms, save_ms), Progress(blocked_s=blocked_ms / unit, save_s=save_ms / unit)
+    progress.begin(0, interval)
     now_s = blocked_s = 0.0
     for elapsed_ms, step_ms in stretches:
         plodder.advance(elapsed_ms, step_ms)
@@ -64,8 +63,8 @@ def test_progress_is_that_of_steps_done_one_by_one(interval: int | None, blocked
 
 @given(st.integers(1, 50), st.integers(1, 400), st.floats(0.0, 2.0), st.floats(0.1, 3.0), st.floats(0.0, 500.0))
 def test_the_rest_takes_what_it_is_said_to_take(interval: int, num_steps: int, blocked_s: float, step_s: float, begun_s: float) -> None:
-    progress = Progress()
-    progress.begin(0, interval=interval, blocked_s=blocked_s, save_s=blocked_s)
+    progress = Progress(blocked_s=blocked_s, save_s=blocked_s)
+    progress.begin(0, interval)
     whole_s = progress.remaining_s(num_steps, step_s)
     first_s = min(begun_s, 0.9 * whole_s)
     progress.advance(first_s, first_s, step_s)
@@ -76,7 +75,7 @@ def test_the_rest_takes_what_it_is_said_to_take(interval: int, num_steps: int, b
 
 
 def test_without_saves_a_job_takes_its_steps() -> None:
-    progress = Progress()
-    progress.begin(0, interval=None, blocked_s=1.0, save_s=1.0)
+    progress = Progress(blocked_s=1.0, save_s=1.0)
+    progress.begin(0, None)
     assert progress.next_save == inf
     assert progress.remaining_s(12345, 0.1) == 12345 * 0.1

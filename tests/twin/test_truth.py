@@ -13,7 +13,7 @@ from colossus.spec.simulation import Simulation
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from twin_truth import LLAMA, OURS, ROWS, SCOUT, Row, catch_up, kill_storm, llama, mttf
+from twin_truth import LLAMA, OURS, ROWS, SCOUT, Row, catch_up, kill_storm, llama, mttf, workload
 
 from colossus.catalog.machines import load_machine
 from colossus.twin import simulate
@@ -75,6 +75,19 @@ def test_the_kill_storm_is_survived_far_better_by_our_policies() -> None:
 
 def test_catching_up_takes_longer_with_rarer_checkpoints() -> None:
     assert catch_up(0.02).value < 900
+
+
+def test_draining_lemons_leaves_the_rate_of_good_nodes() -> None:
+    """RSC-1 with lemons that no repair mends: drained, the job has what good nodes bring, 27 % of the rate; else each comes back, as a spare, and fails again."""
+    lemons = load_reliability("rsc-1-lemons").model_copy(update={"failed_repair_fraction": 1.0}).profile()
+    job, machine = workload("lemons", chips=4096, replica_chips=8, step_s=10.0, parameters=1e9), load_machine("dgx-a100*4352")
+    counts = []
+    for drain in ("recovery.drain_after_faults=2", 'recovery.drain_after_faults="off"'):
+        scenario = load_scenario("default", ('horizon_s="335 d"', "stragglers.diurnal_fraction=0.0", drain)).model_copy(update={"faults": lemons})
+        counts.append(simulate(job, machine, scenario, num_incidents=0).first.num_interruptions)
+    good = 335 * 512 * 6.5e-3 / (1 + 0.012 * 219)
+    assert counts[0] == pytest.approx(good, abs=4 * good**0.5)
+    assert counts[1] > 1.6 * counts[0]
 
 
 @pytest.mark.parametrize("name", scenario_names())

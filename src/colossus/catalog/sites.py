@@ -14,7 +14,7 @@ from colossus.catalog.entry import Entry, UsdFigure, WattFigure
 from colossus.catalog.nodes import load_node_entry
 from colossus.catalog.prices import SiteEntry
 from colossus.spec.base import Spec
-from colossus.spec.machine import Figure, Site
+from colossus.spec.machine import Figure, How, Site
 from colossus.spec.units import parse_quantity
 
 _MOST_YEARS = 30
@@ -40,7 +40,7 @@ class ChipPhase(Spec):
     num_chips: Annotated[int, Field(ge=0)]
     since: datetime.date | None = None
     source: Annotated[str, Field(min_length=1)]
-    how: str = "datasheet"
+    how: How = How.DATASHEET
     rated_w_per_chip: WattFigure | None = None
     hardware_usd_per_chip: UsdFigure | None = None
 
@@ -65,7 +65,7 @@ class PowerSource(Spec):
     power_w: Annotated[float, Field(ge=0)]
     stored_j: Annotated[float, Field(gt=0)] | None = None
     source: Annotated[str, Field(min_length=1)]
-    how: str = "estimated"
+    how: How = How.ESTIMATED
 
     @model_validator(mode="before")
     @classmethod

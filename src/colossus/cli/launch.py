@@ -26,6 +26,7 @@ from colossus.spec.run import Inputs, Run, create_run, open_run, write_atomic
 
 ENGINES = ("local", "twin:MACHINE")
 TWIN = "twin:"
+_TWINS = "local, or twin:MACHINE, e.g. twin:this or twin:h100-sxm*64"
 # Times its need that a worker's share of the node must be before it keeps what a step used (engine/process.py).
 _ROOMY = 3
 Kills = tuple[tuple[int, int], ...]  # (rank, step) each
@@ -42,7 +43,7 @@ def check_engine(name: str, *, or_twin: bool = False) -> None:
             return
         raise EngineError(f"{name}: a simulated machine has no state to go on from", hint="simulate the whole run: colossus train JOB --on " + name)
     if name != "local":
-        raise EngineError(f"no engine {name!r}", hint=nearest(name, ENGINES) or "local, or twin:MACHINE, e.g. twin:this or twin:h100-sxm*64")
+        raise EngineError(f"no engine {name!r}", hint=_TWINS if name.startswith("twin") else nearest(name, ENGINES))
 
 
 def load_any_job(path: Path, assignments: tuple[str, ...], workers: int | None) -> TrainJob:

@@ -178,7 +178,13 @@ def _run_here(folder: Path, runs: Path, machine: Machine) -> Run | None:
 def job_digest(job: TrainJob) -> str:
     """Jobs of one digest take the same times: the number of steps and what is done about faults change none."""
     program = job.program and _program_digest(job.program)
-    free = {"program": program, "num_steps": 1_000_000, "recovery": RecoverySpec(), "name": "x", "optimizer": job.optimizer.model_copy(update={"warmup_steps": 0})}
+    free = {
+        "program": program,
+        "num_steps": 1_000_000,
+        "recovery": RecoverySpec(),
+        "name": "x",
+        "optimizer": job.optimizer.model_copy(update={"warmup_steps": 0}),
+    }
     return job.model_copy(
         update=free | {"checkpoint": type(job.checkpoint)(), "evaluation": type(job.evaluation)(num_batches=job.evaluation.num_batches)}
     ).digest()

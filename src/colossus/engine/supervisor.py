@@ -244,26 +244,21 @@ class Supervisor:
         now = self._engine.now_s()
         mtbf_s = expected_mtbf_s(prior_mtbf_s=self._task.prior_mtbf_s, num_failures=self._num_faults, elapsed_s=now - self._began_s)
         self._ended.clear()
-        address, layout = self._service.address if self._service else None, self._task.layouts[size].to_data()
+        order = {
+            "session": self._session,
+            "native_heartbeat_s": _NATIVE_HEARTBEAT_S,
+            "anew": self._num_without_progress > 0,
+            "attempt": self._generation,
+            "address": self._service.address if self._service else None,
+            "num_workers": size,
+            "layout": self._task.layouts[size].to_data(),
+            "mtbf_s": mtbf_s,
+        }
         for rank, worker in enumerate(workers):
             survives = rank in self._gang and self._gang[rank] is worker
             worker.rank, worker.waiting, worker.last_progress_s = rank, False, now
             worker.phase = "starting" if not worker.ready else "joining"
-            worker.send(
-                {
-                    "do": "reform" if survives else "join",
-                    "session": self._session,
-                    "native_heartbeat_s": _NATIVE_HEARTBEAT_S,
-                    "anew": self._num_without_progress > 0,
-                    "attempt": self._generation,
-                    "address": address,
-                    "num_workers": size,
-                    "rank": rank,
-                    "cores": self._engine.cores(rank, size),
-                    "layout": layout,
-                    "mtbf_s": mtbf_s,
-                }
-            )
+            worker.send({"do": "reform" if survives else "join", "rank": rank, "cores": self._engine.cores(rank, size), **order})
         self._gang = dict(enumerate(workers))
         self._tell("attempt_started", attempt=self._generation, num_workers=size, how=how, pids=[worker.pid for worker in workers[:_MOST_PIDS]])
 

@@ -137,7 +137,8 @@ class _Reader:
             self._close_phases()
             if "restored" in self.phases:
                 self._add("first_step_s", time_s - self.phases["restored"]["at_s"])
-            self.at["standby"] = time_s
+            if self.is_first_gang:  # later ones may have to wait before they are started
+                self.at["standby"] = time_s
         else:
             self.lived.steps_s.append(payload["duration_s"])
             self._add("data_wait_s", payload["data_s"])

@@ -37,7 +37,7 @@ _WAITS = {"straggler_s": Cause.STRAGGLER, "power_cap_s": Cause.POWER_CAP, "fewer
 
 def micros(seconds: object) -> int:
     """Whole microseconds of a payload's duration; 0 for what is absent, negative or no number."""
-    return max(0, round(seconds * MICRO)) if isinstance(seconds, int | float) else 0
+    return max(0, round(seconds * MICRO)) if isinstance(seconds, (int, float)) else 0
 
 
 def steps_in(payload: dict) -> int:
@@ -84,21 +84,25 @@ class Accountant:
 
     def _step(self, payload: dict, at_us: int) -> None:
         cause = Cause.PRODUCTIVE if payload["applied"] else Cause.BAD_STEPS
-        self._work(payload, at_us, {Cause.DATA_WAIT: micros(payload["data_s"])}, cause, step=int(payload["step"]))
+        untold_us = max(0, micros(payload["blocked_s"]) - self._told_us)
+        self._work(payload, at_us, {Cause.DATA_WAIT: micros(payload["data_s"])}, cause, step=int(payload["step"]), untold_us=untold_us)
 
     def _steps(self, payload: dict, at_us: int) -> None:
         waits_us = {cause: micros(payload[name]) for name, cause in _WAITS.items()}
-        self._work(payload, at_us, waits_us, Cause.PRODUCTIVE, step=int(payload["to_step"]), num_steps=steps_in(payload))
+        start_us = at_us - micros(payload["duration_s"])
+        inside_us = sum(end - begin for begin, end in self._blocked_us if begin >= start_us)
+        untold_us = max(0, micros(payload["blocked_s"]) - inside_us)
+        self._work(payload, at_us, waits_us, Cause.PRODUCTIVE, step=int(payload["to_step"]), num_steps=steps_in(payload), untold_us=untold_us)
 
-    def _work(self, payload: dict, at_us: int, waits_us: dict[Cause, int], cause: Cause, *, step: int, num_steps: int = 1) -> None:
-        """Places steps that end now: their waits, the time blocked by checkpoints, and the rest as ``cause``."""
+    def _work(self, payload: dict, at_us: int, waits_us: dict[Cause, int], cause: Cause, *, step: int, num_steps: int = 1, untold_us: int) -> None:
+        """Places steps that end now: their waits, the time blocked by checkpoints (``untold_us`` by those without an event), and the rest as ``cause``."""
         start_us = at_us - micros(payload["duration_s"])
         if self._fault_us and start_us <= self._fault_us[0]:
             self._fault_us = None
             self.state = State.STEPPING
         inside_us = self._settle(start_us)
         self.ledger.fill(start_us, _BACKGROUND[self.state])
-        blocked_us = inside_us + max(0, micros(payload["blocked_s"]) - self._told_us)
+        blocked_us = inside_us + untold_us
         self._told_us = 0
         for wait, wait_us in (*waits_us.items(), (Cause.CHECKPOINT, blocked_us)):
             self.ledger.fill(min(at_us, self.ledger.now_us + wait_us), wait)

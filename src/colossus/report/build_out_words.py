@@ -25,8 +25,8 @@ def verdict(site: BuildOut) -> str:
     built = f"{count(site.all_chips(last), 'chip')} by {_full_day(site)}, {watts(site.capacity_w[last])} of facility, {money(site.total_usd(last))} spent by {site.day(last)}."
     if not site.shortages:
         return f"{built} Power was there for every chip on every day.{_without_turbines(site)}"
-    worst = max(site.shortages, key=lambda shortage: shortage.most_dark_chips)
-    return f"{built} Power is the limit from {worst.begin} to {worst.end}: up to {count(worst.most_dark_chips, 'chip')} stand dark, for want of {_KINDS[worst.limit]}."
+    worst = max(site.shortages, key=lambda shortage: shortage.num_dark_chips_at_most)
+    return f"{built} Power is the limit from {worst.begin} to {worst.end}: up to {count(worst.num_dark_chips_at_most, 'chip')} stand dark, for want of {_KINDS[worst.limit]}."
 
 
 def _without_turbines(site: BuildOut) -> str:
@@ -94,7 +94,7 @@ def _limit_row(shortage: Shortage) -> tuple[str, ...]:
     return (
         str(shortage.begin),
         str(shortage.end),
-        f"{shortage.most_dark_chips:,}",
+        f"{shortage.num_dark_chips_at_most:,}",
         watts(shortage.most_short_w),
         _KINDS[shortage.limit],
         shortage.waits_for or "nothing planned",
@@ -107,8 +107,8 @@ def compared_rows(site: BuildOut) -> list[tuple[str, ...]]:
 
 
 def _compared_row(one: Compared) -> tuple[str, ...]:
-    name, said = ("facility power", watts) if one.what == "facility_w" else ("capital", money)
-    return str(one.date), name, said(one.published), said(one.ours), f"{one.ratio:.2f}", one.source
+    said = money if one.published_w is None else watts
+    return str(one.date), one.what, said(one.published), said(one.ours), f"{one.ratio:.2f}", one.source
 
 
 def growth_rows(site: BuildOut) -> list[tuple[str, ...]]:

@@ -14,7 +14,7 @@ class Checkpoints:
         self.interval_steps: int | None = None
         self._saved: list[tuple[int, float, float, float]] = []
         self._blocked_s: dict[int, float] = {}
-        self._num_in_ram = 0
+        self._num_in_ram = self._num_in_spans = 0
         self._total_blocked_s = 0.0
         self._failed: list[str] = []
         self._rejected: list[str] = []
@@ -29,7 +29,7 @@ class Checkpoints:
 
     def spanned(self, payload: dict[str, Any]) -> None:
         """A span of steps tells of its own saves by their number alone."""
-        self._num_in_ram += payload["num_saves"]
+        self._num_in_spans += payload["num_saves"]
         if payload["num_saves"]:
             self._total_blocked_s += payload["blocked_s"]
 
@@ -51,6 +51,7 @@ class Checkpoints:
         return CheckpointRecord(
             num_saved=number,
             num_in_ram=self._num_in_ram,
+            num_in_spans=self._num_in_spans,
             num_failed=len(self._failed),
             num_rejected=len(self._rejected),
             saved_steps=[step for step, *_ in self._saved],

@@ -133,7 +133,7 @@ def _kind_rows(kind: str, first: KindTotal | None, second: KindTotal | None) -> 
 
 
 def _losses(first: Report, second: Report) -> dict:
-    if How.SIMULATED in (first.how, second.how):
+    if any(report.how is How.SIMULATED and not any(report.loss.values) for report in (first, second)):
         return {}
     other = dict(zip(second.loss.steps, second.loss.values, strict=True))
     pairs = [(step, value, other[step]) for step, value in zip(first.loss.steps, first.loss.values, strict=True) if step in other]
@@ -149,7 +149,7 @@ def _losses(first: Report, second: Report) -> dict:
 
 def curves_words(comparison: Comparison) -> str:
     """What the two loss curves say of each other, in a sentence."""
-    if How.SIMULATED in comparison.hows:
+    if How.SIMULATED in comparison.hows and not comparison.num_common_steps:
         return "A simulation has no losses."
     if not comparison.num_common_steps:
         return "The runs have no step in common."

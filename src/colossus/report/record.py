@@ -119,10 +119,11 @@ class Attempt(Spec):
 
 
 class CheckpointRecord(Spec):
-    """Checkpoints by what became of them; ``blocked_fraction`` is the share of the saves that steps stood still."""
+    """Checkpoints by what became of them; ``num_in_spans``: those of which a simulation tells only how many. ``blocked_fraction`` is the share of the saves that steps stood still."""
 
     num_saved: int = 0
     num_in_ram: int = 0
+    num_in_spans: int = 0
     num_failed: int = 0
     num_rejected: int = 0
     saved_steps: list[int] = Field(default_factory=list)

@@ -172,6 +172,8 @@ def checkpoint_rows(report: Report) -> list[tuple[str, str]]:
     rows = [("saved to disk", str(record.num_saved))]
     if record.num_in_ram:
         rows.append(("copies in memory", str(record.num_in_ram)))
+    if record.num_in_spans:
+        rows.append(("within spans of steps", f"{record.num_in_spans:,}"))
     if record.interval_steps:
         rows.append(("interval", count(record.interval_steps, "step")))
     if record.mean_size_bytes is not None:

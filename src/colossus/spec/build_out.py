@@ -39,7 +39,7 @@ class Shortage(Spec):
 
     begin: datetime.date
     end: datetime.date
-    most_dark_chips: int
+    num_dark_chips_at_most: int
     most_short_w: float
     limit: str
     waits_for: str | None = None
@@ -47,13 +47,26 @@ class Shortage(Spec):
 
 
 class Compared(Spec):
-    """A figure that others give for a date, and ours."""
+    """A figure that others give for a date, and ours: of facility power or of capital."""
 
     date: datetime.date
-    what: Literal["facility_w", "capital_usd"]
-    published: float
-    ours: float
+    published_w: float | None = None
+    ours_w: float | None = None
+    published_usd: float | None = None
+    ours_usd: float | None = None
     source: str
+
+    @property
+    def what(self) -> str:
+        return "capital" if self.published_w is None else "facility power"
+
+    @property
+    def published(self) -> float:
+        return (self.published_usd if self.published_w is None else self.published_w) or 0.0
+
+    @property
+    def ours(self) -> float:
+        return (self.ours_usd if self.ours_w is None else self.ours_w) or 0.0
 
     @property
     def ratio(self) -> float:

@@ -67,11 +67,11 @@ KINDS: dict[str, dict[str, str]] = {
         "to_step": "steps done at its end; spans end where the state is saved that a later gang goes on from",
         "duration_s": "wall time of the span, the sum of the parts below",
         "productive_s": "of it, what the same steps take without any loss",
-        "blocked_s": "of it, blocked by the span's own checkpoints",
+        "blocked_s": "of it, blocked by checkpoints inside it, also by those that events of their own tell",
         "straggler_s": "of it, waiting for slow chips or a congested network",
         "power_cap_s": "of it, slowed because the site could not draw more",
         "fewer_nodes_s": "of it, slowed because the gang had fewer nodes than planned",
-        "num_saves": "copies of the state made in the span that no event of their own tells",
+        "num_saves": "checkpoints in it, to memory or disk, that no event of their own tells",
     },
     "waiting": {
         "duration_s": "time that the gang stood still until enough nodes were there, at its end",

@@ -12,10 +12,10 @@ BOOK = (
     *(Cause.STRAGGLER, Cause.FEWER_NODES, Cause.POWER_CAP, Cause.EVALUATION),
 )
 PRODUCTIVE, CHECKPOINT, LOST, DETECT, WAIT, RESTART, RESTORE, RECOMPILE, STRAGGLER, FEWER, CAP, CHECK = range(len(BOOK))
-# A row of the course: the book, then these.
-MARK = ("time_s", "speed")
+# A row of the course: the book, then these; of nodes, the seconds in each state so far.
+MARK = ("time_s", "speed", "working_s", "standing_s", "spare_s", "repair_s")
 # The parts of a standstill.
-DETECTING, WAITING, PLANNED, RETURNING = "detecting", "waiting", "planned", "returning"
+DETECTING, WAITING, RETURNING = "detecting", "waiting", "returning"
 
 
 class IncidentRow(NamedTuple):
@@ -51,6 +51,7 @@ class Outage:
         "phase",
         "plan_s",
         "reason",
+        "save_s",
         "to_step",
         "until_s",
         "why",
@@ -63,7 +64,7 @@ class Outage:
         self.reason = reason
         self.from_step = self.to_step = to_step
         self.is_disk = is_disk
-        self.lost_s = 0.0
+        self.lost_s = self.save_s = 0.0
         self.echoes: list[tuple[str, int, int]] = []
         self.parts_s = [0.0, 0.0, 0.0, 0.0, 0.0]
         self.plan_s = (0.0, 0.0, 0.0)

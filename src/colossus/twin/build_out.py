@@ -230,7 +230,7 @@ def _shortages(site: GrowingSite, dark: np.ndarray, short_w: np.ndarray, speeds:
         yield Shortage(
             begin=begin,
             end=end,
-            most_dark_chips=int(dark[worst]),
+            num_dark_chips_at_most=int(dark[worst]),
             most_short_w=float(short_w[indices].max()),
             limit=limit,
             waits_for=waits_for,
@@ -258,9 +258,9 @@ def _compared(site: GrowingSite, capacity_w: np.ndarray, spent: dict[str, np.nda
         if not 0 <= index < len(capacity_w):
             continue
         if point.power_w is not None:
-            yield Compared(date=point.date, what="facility_w", published=point.power_w, ours=float(capacity_w[index]), source=point.source)
+            yield Compared(date=point.date, published_w=point.power_w, ours_w=float(capacity_w[index]), source=point.source)
         if point.capital_usd is not None:
-            yield Compared(date=point.date, what="capital_usd", published=point.capital_usd, ours=float(capital[index]), source=point.source)
+            yield Compared(date=point.date, published_usd=point.capital_usd, ours_usd=float(capital[index]), source=point.source)
 
 
 def _progress(site: GrowingSite, job: Asked, flop_per_s: np.ndarray) -> JobProgress:

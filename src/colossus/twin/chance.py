@@ -1,4 +1,4 @@
-"""Durations of recovery, drawn by the hundred."""
+"""Durations of recovery, drawn by the dozen."""
 
 from __future__ import annotations
 
@@ -8,31 +8,21 @@ from colossus.twin.streams import draw, stream
 
 
 class Chance:
-    """One stream for all of them, in the order they are asked for."""
+    """One stream for all of them, in the order they are asked for. ``swaps`` and ``starts``: those drawn and not used yet."""
 
-    __slots__ = ("_drain", "_evict", "_recovery", "_rng", "_start", "_swap")
+    __slots__ = ("_recovery", "_rng", "starts", "swaps")
 
     def __init__(self, seed: int, scenario: RecoveryScenario) -> None:
         self._rng = stream(seed, "recovery")
         self._recovery = scenario
-        self._swap: list[float] = []
-        self._start: list[float] = []
-        self._drain: list[float] = []
-        self._evict: list[float] = []
+        self.swaps: list[float] = []
+        self.starts: list[float] = []
 
-    def _next(self, kept: list[float], duration: Duration) -> float:
-        if not kept:
-            kept.extend(draw(duration, self._rng, 64).tolist())
-        return kept.pop()
+    def first_of(self, drawn: list[float]) -> float:
+        """Draws more of ``swaps`` or ``starts``, and gives one."""
+        duration = self._recovery.swap if drawn is self.swaps else self._recovery.start
+        drawn.extend(draw(duration, self._rng, 64).tolist())
+        return drawn.pop()
 
-    def swap_s(self) -> float:
-        return self._next(self._swap, self._recovery.swap)
-
-    def start_s(self) -> float:
-        return self._next(self._start, self._recovery.start)
-
-    def drain_s(self) -> float:
-        return self._next(self._drain, self._recovery.drain_repair)
-
-    def evict_s(self) -> float:
-        return self._next(self._evict, self._recovery.evict_detect)
+    def one(self, duration: Duration) -> float:
+        return float(draw(duration, self._rng, 1)[0])

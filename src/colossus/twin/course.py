@@ -22,7 +22,7 @@ def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> C
     """Every line of the book as a curve between marks, cut into bins. Work that was lost later counts as lost when it was done."""
     rows = np.array(job.marks).reshape(-1, len(BOOK) + len(MARK))
     book = {cause: rows[:, place] for place, cause in enumerate(BOOK)}
-    time_s, speed = rows[:, len(BOOK)], rows[:, len(BOOK) + 1]
+    time_s, speed, *node_s = (rows[:, len(BOOK) + place] for place in range(len(MARK)))
     edges_s = np.linspace(0.0, max(job.wall_s, 1e-9), num_bins + 1)
     bin_s = edges_s[1]
     worked = book[Cause.PRODUCTIVE] + book[Cause.LOST_WORK]
@@ -30,9 +30,7 @@ def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> C
     spent = {cause: np.diff(np.interp(edges_s, time_s, values)) for cause, values in book.items()}
     spent[Cause.PRODUCTIVE] = np.diff(np.interp(edges_s, time_s, worked)) - lost
     spent[Cause.LOST_WORK] = lost
-    assert job.nodes.course is not None
-    counts = np.array(job.nodes.course).reshape(-1, 1 + len(_STATES))
-    nodes = {state: _means(counts[:, 0], counts[:, 1 + place], edges_s) for place, state in enumerate(_STATES)}
+    nodes = {state: np.diff(np.interp(edges_s, time_s, seconds)) / bin_s for state, seconds in zip(_STATES, node_s, strict=True)}
     middle_s = (edges_s[1:] + edges_s[:-1]) / 2
     working_fraction = nodes[NodeState.WORKING] / job.setting.num_gang
     saving = np.minimum(spent[Cause.CHECKPOINT] / bin_s / np.maximum(working_fraction, 1e-9), 1.0)

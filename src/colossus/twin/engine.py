@@ -144,6 +144,8 @@ class TwinEngine:
                 break
             else:
                 raise EngineError("the twin stands still: nothing more will happen to this gang", hint="a mistake of the supervisor or of the twin; report it")
+        if self._gang is not None and not self._gang.is_over:
+            self._gang.speak_up(self._now_s)
         heard = list(self.news)
         self.news.clear()
         return heard

@@ -74,6 +74,14 @@ class Gang:
                 self._say_step()
         self.is_over = True
 
+    def speak_up(self, now_s: float) -> None:
+        """Says how far a span is, as its single steps would have said: else who looks in the middle of one would take the gang for stalled."""
+        if self._span is not None:
+            begin_s, first, step_s, _ = self._span
+            done = int((now_s - begin_s) / step_s + 1e-9)
+            if done:
+                self.members[0].say("step", step=first + done, step_s=self.script.step_s)
+
     def voices(self) -> tuple[list[TwinWorker], dict[str, Any]]:
         """Who speaks, and what they add: each for itself, or in a large gang the first for all."""
         alive = [worker for worker in self.members.values() if worker.speaks] if self.size <= _VOICES else []
@@ -130,14 +138,14 @@ class Gang:
         num_steps = 1 if is_first else self._room()
         step_s = script.times.first_step_s if is_first else script.step_s
         if script.span_steps == 1:
-            wishes = self._ram_due(self.step + 1), self._disk_due(self.step + 1)
+            wishes = self._ram_due(self.step + 1), self._disk_due(self.step + 1, now_s)
             if not is_first and script.times.between_s:
                 yield script.times.between_s
             yield step_s
             self.step += 1
             self._tell_step(step_s)
         else:
-            wishes = False, self._disk_due(self.step + num_steps)
+            wishes = False, self._disk_due(self.step + num_steps, now_s + (num_steps - 1) * step_s)
             ram_steps = self._ram_interval() if script.has_ram else None
             whole_s = num_steps * step_s + self._num_copies(self.step, num_steps, ram_steps) * script.times.copy_s
             self._span = (now_s, self.step, whole_s / num_steps, ram_steps)
@@ -212,9 +220,9 @@ class Gang:
     def _ram_interval(self) -> int:
         return self.script.ram_steps or policy.ram_interval_steps(copy_s=max(self.script.times.copy_s, _FINE), step_s=self.script.step_s)
 
-    def _disk_due(self, step: int) -> bool:
-        """Decided before the step that it follows, as the leader does."""
-        if self.engine.now_s() < self._busy_until_s or step >= self.script.num_steps:
+    def _disk_due(self, step: int, at_s: float) -> bool:
+        """Decided before the step that it follows, at ``at_s``, as the leader does."""
+        if at_s < self._busy_until_s or step >= self.script.num_steps:
             return False
         if step - self._asked_disk < (self._disk_steps or _FIRST_SAVE_STEP):
             return False

@@ -13,25 +13,27 @@ Action = Callable[[Any], object]
 class Kernel:
     """A clock that jumps from event to event. An event is a function and its argument; it may ask for more events, at its own time or later.
 
+    ``fed_s``, ``fed_place``: the next of the times that were fed.
+
     Of equal times the lower priority number goes first, then what was asked for first: two runs of the same calls go the same way.
     """
 
-    __slots__ = ("_fed_s", "_feed", "_feed_action", "_feed_place", "_queue", "_sequence", "_until_s", "now_s", "num_events")
+    __slots__ = ("_feed", "_feed_action", "_queue", "_sequence", "_until_s", "fed_place", "fed_s", "now_s", "num_events")
 
     def __init__(self) -> None:
         self.now_s = 0.0
         self.num_events = 0
         self._queue: list[tuple[float, int, int, Action, Any]] = []
         self._sequence = 0
-        self._until_s = self._fed_s = inf
+        self._until_s = self.fed_s = inf
         self._feed: Sequence[float] = ()
-        self._feed_place = 0
+        self.fed_place = 0
         self._feed_action: Callable[[int], object] = lambda place: None
 
     def feed(self, times_s: Sequence[float], action: Callable[[int], object]) -> None:
         """Calls ``action(place)`` at each of ``times_s``, ascending, after all other events of that time. It costs less than as many ``at``."""
-        self._feed, self._feed_action, self._feed_place = times_s, action, 0
-        self._fed_s = times_s[0] if times_s else inf
+        self._feed, self._feed_action, self.fed_place = times_s, action, 0
+        self.fed_s = times_s[0] if times_s else inf
 
     def at(self, time_s: float, action: Action, argument: Any = None, priority: int = 0) -> None:
         """Calls ``action(argument)`` at ``time_s``; a time that has passed is a ValueError."""
@@ -47,7 +49,7 @@ class Kernel:
     def jump(self, time_s: float) -> bool:
         """Makes it ``time_s`` where no event comes before or at that time, so that what would be asked for then can be done at once; whether it did."""
         queue = self._queue
-        if time_s > self._until_s or self._fed_s <= time_s or (queue and queue[0][0] <= time_s):
+        if time_s > self._until_s or self.fed_s <= time_s or (queue and queue[0][0] <= time_s):
             return False
         self.now_s = time_s
         self.num_events += 1
@@ -58,26 +60,29 @@ class Kernel:
         queue, pop, number = self._queue, heappop, 0
         self._until_s = until_s
         while True:
-            if queue and queue[0][0] <= self._fed_s:
+            if queue and queue[0][0] <= self.fed_s:
                 if queue[0][0] > until_s:
                     break
                 self.now_s, _, _, action, argument = pop(queue)
                 action(argument)
-            elif self._fed_s <= until_s and self._fed_s < inf:
+            elif self.fed_s <= until_s and self.fed_s < inf:
                 self._next_of_feed()
             else:
                 break
             number += 1
         self.num_events += number
 
+    def skip(self) -> None:
+        """Passes over the next of the times that were fed."""
+        self.fed_place = place = self.fed_place + 1
+        self.fed_s = self._feed[place] if place < len(self._feed) else inf
+
     def _next_of_feed(self) -> None:
-        place, feed = self._feed_place, self._feed
-        self.now_s = self._fed_s
-        self._feed_place = following = place + 1
-        self._fed_s = feed[following] if following < len(feed) else inf
+        self.now_s, place = self.fed_s, self.fed_place
+        self.skip()
         self._feed_action(place)
 
     def clear(self) -> None:
         """Forgets all events to come, which ends ``run``."""
         self._queue.clear()
-        self._fed_s = inf
+        self.fed_s = inf

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from array import array
-
 from colossus.spec.simulation import NodeState
 
 GANG, SPARE, REPAIR = 0, 1, 2
 
 
 class Nodes:
-    """``num_nodes`` that the job may use, the first ``num_gang`` of them its gang. Cost grows with changes, not with nodes.
+    """``num_nodes`` that the job may use, the first ``num_gang`` of them its gang. Cost grows with changes, not with nodes."""
 
-    ``course``: where it is kept, rows of (until when, working, standing, spare, repair).
-    """
+    __slots__ = ("_since_s", "gang", "num_nodes", "place", "repair", "seconds", "spare", "spares", "steps")
 
-    __slots__ = ("_since_s", "course", "gang", "num_nodes", "place", "repair", "seconds", "spare", "spares", "steps")
-
-    def __init__(self, num_nodes: int, num_gang: int, *, is_kept: bool = False) -> None:
+    def __init__(self, num_nodes: int, num_gang: int) -> None:
         self.num_nodes = num_nodes
         self.place = bytearray([GANG]) * num_gang + bytearray([SPARE]) * (num_nodes - num_gang)
         self.spares = list(range(num_nodes - 1, num_gang - 1, -1))
@@ -25,7 +20,6 @@ class Nodes:
         self.steps = False
         self.seconds = [0.0, 0.0, 0.0, 0.0]  # working, standing, spare, repair
         self._since_s = 0.0
-        self.course = array("d") if is_kept else None
 
     def tick(self, now_s: float) -> None:
         """Books the time up to now; before every change."""
@@ -36,8 +30,13 @@ class Nodes:
             seconds[2] += elapsed_s * self.spare
             seconds[3] += elapsed_s * self.repair
             self._since_s = now_s
-            if self.course is not None:
-                self.course.extend((now_s, self.gang * self.steps, self.gang * (not self.steps), self.spare, self.repair))
+
+    def seconds_at(self, now_s: float) -> list[float]:
+        """What the seconds are up to now, without booking them."""
+        elapsed_s = now_s - self._since_s
+        working, standing, spare, repair = self.seconds
+        gang_s = elapsed_s * self.gang
+        return [working + gang_s * self.steps, standing + gang_s * (not self.steps), spare + elapsed_s * self.spare, repair + elapsed_s * self.repair]
 
     def fail(self, node: int) -> bool:
         """Takes a node into repair; whether it was of the gang. One in repair stays there."""

@@ -37,22 +37,22 @@ class Progress:
 
     __slots__ = ("_begun_s", "at", "base", "blocked_s", "disk", "interval", "left_s", "next_save", "num_saves", "save_s", "saves_here")
 
-    def __init__(self) -> None:
+    def __init__(self, *, blocked_s: float, save_s: float) -> None:
         self.at = 0.0
         self.base = 0
         self.disk = 0
         self.interval: int | None = None
-        self.blocked_s = self.save_s = 0.0
+        self.blocked_s, self.save_s = blocked_s, save_s
         self.next_save = inf
         self.left_s = 0.0
         self.num_saves = 0
         self.saves_here = 0
         self._begun_s = -inf
 
-    def begin(self, step: int, *, interval: int | None, blocked_s: float, save_s: float) -> None:
-        """A gang goes on from ``step``."""
+    def begin(self, step: int, interval: int | None) -> None:
+        """A gang goes on from ``step``, with a save every ``interval`` of them."""
         self.at, self.base = float(step), step
-        self.interval, self.blocked_s, self.save_s = interval, blocked_s, save_s
+        self.interval = interval
         self.next_save = step + interval if interval else inf
         self.left_s, self.saves_here, self._begun_s = 0.0, 0, -inf
 

@@ -19,7 +19,6 @@ from colossus.twin.book import (
     DETECTING,
     FEWER,
     LOST,
-    PLANNED,
     PRODUCTIVE,
     RECOMPILE,
     RESTART,
@@ -36,12 +35,14 @@ from colossus.twin.chance import Chance
 from colossus.twin.faults import Fault, draw_faults, lemon_nodes
 from colossus.twin.kernel import Kernel
 from colossus.twin.nodes import GANG, REPAIR, SPARE, Nodes
-from colossus.twin.progress import Pace, Progress
+from colossus.twin.progress import Progress
 from colossus.twin.setting import GRID, Kind, Setting
 
 if TYPE_CHECKING:
     from colossus.twin.power import Limit
 
+# Marks of a course at most, about.
+_MARKS = 4000
 # A day's course of temperature in steps of so long.
 _DIURNAL_S, _DAY_S = 6 * 3600.0, 86400.0
 # Events at one time: what comes back goes before what fails, and the end of the job before both.
@@ -49,15 +50,15 @@ _END, _BACK, _LIMIT, _FAULT = 0, 1, 2, 3
 
 
 class Job:
-    """Plays one replica to its end or the horizon. ``marks``: rows of MARK, its course, where it is kept; ``log``: what happened, in order, where it is logged."""
+    """Plays one replica to its end or the horizon. ``marks`` and ``incidents``: its course, in rows of MARK, and each standstill, where it is kept; ``log``: what happened, in order, where it is logged."""
 
     def __init__(self, setting: Setting, *, seed: int, limits: Sequence[Limit] = (), is_kept: bool = False, is_logged: bool = False) -> None:
         self.setting = setting
         scenario, grounds = setting.scenario, setting.grounds
         self.limits = limits
         self.kernel = Kernel()
-        self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes, is_kept=is_kept)
-        self.progress = Progress()
+        self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes)
+        self.progress = Progress(blocked_s=setting.blocked_s, save_s=setting.save_s)
         self.book = [0.0] * len(BOOK)
         self.faults: Sequence[Fault] = draw_faults(setting.profile, scenario, grounds, seed=seed)
         self.lemons = set(lemon_nodes(setting.profile, grounds, seed=seed).tolist())
@@ -80,12 +81,15 @@ class Job:
         self._since_s = 0.0
         self._diurnal = 0.0
         self._kinds = setting.kinds
+        self._drains = scenario.recovery.drain_after_faults is not None
+        self._failed_repair = setting.profile.failed_repair_fraction
         self._idle = setting.profile.idle_fraction
         self._speed = 1.0
-        self._pace = self._pace_now()
+        self._set_pace()
         self.is_kept, self.is_logged = is_kept, is_logged
         self.log: list[tuple[Any, ...]] = []
-        self.marks = array("d")
+        self.marks = array("d", [0.0] * len(BOOK) + [0.0, 1.0] + [0.0] * len(self.nodes.seconds))
+        self._marked_s, self._resolution_s = 0.0, scenario.horizon_s / _MARKS
         self.rewinds: list[tuple[float, float]] = []
         self._span = Span(0.0, 0, [], 0)
 
@@ -105,9 +109,10 @@ class Job:
             end_s = self.kernel.now_s if self.failed else horizon_s
             self._close(end_s)
             self._book_down(end_s)
-            self._mark(end_s)
             self._tell_steps()
         self.nodes.tick(self.wall_s)
+        if self.is_kept:
+            self._mark(self.wall_s, is_due=True)
 
     @property
     def wall_s(self) -> float:
@@ -120,12 +125,11 @@ class Job:
         now_s, setting = self.kernel.now_s, self.setting
         self.nodes.tick(now_s)
         self.nodes.steps = True
-        self._pace = self._pace_now()
+        if not self._is_paced or self.nodes.gang != self._paced_gang:
+            self._set_pace()
         interval, self.interval_reason = setting.interval_steps(self._pace.step_s, num_disk_losses=self.num_disk_losses, elapsed_s=now_s)
-        self.progress.begin(step, interval=interval, blocked_s=setting.blocked_s, save_s=setting.save_s)
+        self.progress.begin(step, interval)
         self._since_s = now_s
-        if self.is_kept:
-            self._mark(now_s)
         if self.is_logged:
             self._span = Span(now_s, step, list(self.book), self.progress.num_saves)
         self._schedule_end()
@@ -145,7 +149,6 @@ class Job:
         self._close(self.kernel.now_s)
         self._finish_exactly()
         self.is_done = True
-        self._mark(self.kernel.now_s)
         self._tell_steps()
         self.kernel.clear()
 
@@ -170,15 +173,18 @@ class Job:
             self.stepping_s += elapsed_s - blocked_s
             self._since_s = now_s
 
-    def _pace_now(self) -> Pace:
-        return self.setting.pace(self.nodes.gang, max(self._slow.values()) if self._slow else 0.0, self._diurnal, self._speed)
+    def _set_pace(self) -> None:
+        self._paced_gang, self._is_paced = self.nodes.gang, True
+        self._pace = self.setting.pace(self._paced_gang, max(self._slow.values()) if self._slow else 0.0, self._diurnal, self._speed)
 
     def _repace(self) -> None:
-        """The step takes another time from now on."""
+        """The step takes another time from now on, or when the gang is back."""
+        self._is_paced = False
         if self._outage is None:
             self._close(self.kernel.now_s)
-            self._mark(self.kernel.now_s)
-            self._pace = self._pace_now()
+            if self.is_kept:
+                self._mark(self.kernel.now_s)
+            self._set_pace()
             self._schedule_end()
 
     def _on_hour(self, _: None) -> None:
@@ -220,7 +226,6 @@ class Job:
 
     def _take_down(self, fault: Fault, size: int) -> bool:
         """A group of nodes goes into repair; whether the gang lost any."""
-        self.nodes.tick(self.kernel.now_s)
         if size <= 1:
             return self._fail(fault.node, fault)
         first = fault.node // size * size
@@ -231,17 +236,19 @@ class Job:
         nodes, now_s = self.nodes, self.kernel.now_s
         if nodes.place[node] == REPAIR:
             return False
+        nodes.tick(now_s)
         was_gang = nodes.fail(node)
-        self._slow.pop(node, None)
+        if self._slow and self._slow.pop(node, None) is not None:
+            self._is_paced = False
         repair_s, is_thorough = fault.repair_s, False
-        recovery_scenario = self.setting.scenario.recovery
-        if recovery_scenario.drain_after_faults is not None:
+        if self._drains:
+            recovery_scenario = self.setting.scenario.recovery
             times_s = self._history.setdefault(node, [])
             times_s.append(now_s)
             if is_suspect(times_s, now_s=now_s, window_s=recovery_scenario.drain_window_s, num_faults=recovery_scenario.drain_after_faults):
-                repair_s, is_thorough = self.chance.drain_s(), True
+                repair_s, is_thorough = self.chance.one(recovery_scenario.drain_repair), True
                 times_s.clear()
-        is_mended = is_thorough or fault.luck >= self.setting.profile.failed_repair_fraction
+        is_mended = is_thorough or fault.luck >= self._failed_repair
         self.kernel.at(now_s + repair_s, self._on_back, (node, is_mended), _BACK)
         return was_gang
 
@@ -252,7 +259,7 @@ class Job:
         if is_mended:
             self.lemons.discard(node)
         outage = self._outage
-        if outage is not None and outage.phase is WAITING and outage.action == Action.WAIT.value:
+        if outage is not None and outage.phase is WAITING and outage.action is Action.WAIT:
             self._book_down(self.kernel.now_s)
             self._decide(outage)
         elif outage is None and self.nodes.gang < self.setting.num_gang:
@@ -270,7 +277,7 @@ class Job:
         scenario = self.setting.scenario.recovery
         swap_s = scenario.swap.mean_s if self.setting.reforms else scenario.start.mean_s + scenario.compile.mean_s
         if scenario.evict_slow and should_evict(slowdown_fraction=kind.slowdown_fraction, expected_s=kind.mean_repair_s, swap_s=swap_s):
-            self.kernel.at(self.kernel.now_s + self.chance.evict_s(), self._on_evict, fault, _FAULT)
+            self.kernel.at(self.kernel.now_s + self.chance.one(scenario.evict_detect), self._on_evict, fault, _FAULT)
 
     def _on_fast(self, node: int) -> None:
         if self._slow.pop(node, None) is not None:
@@ -279,7 +286,6 @@ class Job:
     def _on_evict(self, fault: Fault) -> None:
         """The slow node is known: out with it, where a spare is at hand and the job runs."""
         if fault.node in self._slow and self.nodes.spare and self._outage is None:
-            self.nodes.tick(self.kernel.now_s)
             self._fail(fault.node, fault)
             self._order("evicted", fault.node)
 
@@ -303,7 +309,6 @@ class Job:
         if self._outage is not None:  # known once the gang is back
             self.kernel.at(self.kernel.now_s + 60.0, self._on_corruption, fault, _FAULT)
             return
-        self.nodes.tick(self.kernel.now_s)
         self._fail(fault.node, fault)
         self._roll_back(fault, self._kinds[fault.kind], found[0], found[1])
 
@@ -329,8 +334,9 @@ class Job:
         self._close(now_s)
         self.progress.committed(now_s)
         outage = self._stand(kind.cause, int(self.progress.at), self.setting.memory_steps is None)
-        outage.kind, outage.phase = fault.kind, PLANNED
-        outage.until_s = now_s + self.setting.save_s + fault.repair_s
+        outage.kind, outage.save_s = fault.kind, self.setting.save_s
+        outage.phase = WAITING
+        outage.until_s = now_s + outage.save_s + fault.repair_s
         self._know(kind.cause)
 
     def _order(self, why: str, node: int | None = None) -> None:
@@ -401,10 +407,21 @@ class Job:
         outage.fault = (name, outage.kind if fault is None else fault.kind, outage.node if fault is None else fault.node)
         if self.is_logged and (outage.phase is not DETECTING or outage.until_s <= self.kernel.now_s):
             self.log.append(("fault", self.kernel.now_s, 0.0, *outage.fault))
+        self._pass_over(outage.until_s)
         if self.kernel.jump(outage.until_s):
-            self._on_known(turn)
+            self._book_down(outage.until_s)
+            self._decide(outage)
         else:
             self.kernel.at(outage.until_s, self._on_known, turn, _FAULT)
+
+    def _pass_over(self, until_s: float) -> None:
+        """Leaves out the faults until then that nothing comes of, because the gang stands."""
+        kernel, faults = self.kernel, self.faults
+        while kernel.fed_s <= until_s:
+            fault = faults[kernel.fed_place]
+            if fault.luck < self._idle and not self._kinds[fault.kind].is_of_job:
+                return
+            kernel.skip()
 
     def _blocked_within(self, lost: float) -> float:
         return self.setting.blocked_s * int(lost // self.progress.interval) if self.progress.interval else 0.0
@@ -443,14 +460,15 @@ class Job:
     def _decide(self, outage: Outage) -> None:
         """What policy does with what is left, and how long that takes."""
         setting, nodes, kernel = self.setting, self.nodes, self.kernel
-        decision = setting.decide(outage.kind, outage.reason, num_gang=nodes.gang, num_spares=nodes.spare, num_repair=nodes.repair)
-        outage.action, outage.why = decision.action.value, decision.reason
+        decision = setting.decide(outage.kind, outage.reason, nodes.gang, nodes.spare, nodes.repair)
+        action = decision.action
+        outage.action, outage.why = action, decision.reason
         if self.is_logged:
-            self.log.append(("recovery", kernel.now_s, decision.action.value, decision.reason, decision.num_workers))
-        if decision.action is Action.GIVE_UP:
+            self.log.append(("recovery", kernel.now_s, action.value, decision.reason, decision.num_workers))
+        if action is Action.GIVE_UP:
             self._give_up(decision.reason)
             return
-        if decision.action is Action.WAIT:
+        if action is Action.WAIT:
             outage.phase = WAITING
             self._turn += 1
             return
@@ -458,14 +476,16 @@ class Job:
             nodes.tick(kernel.now_s)
             nodes.resize(decision.num_workers)
         self.num_recoveries += 1
-        is_reform = setting.reforms and decision.action is not Action.RESTART
-        start_s = self.chance.swap_s() if is_reform else self.chance.start_s()
+        is_reform = setting.reforms and action is not Action.RESTART
+        drawn = self.chance.swaps if is_reform else self.chance.starts
+        start_s = drawn.pop() if drawn else self.chance.first_of(drawn)
         restore_s = setting.restore_disk_s if outage.is_disk else setting.restore_memory_s
         compile_s = 0.0 if is_reform else setting.compile_s
         outage.plan_s = (start_s, restore_s, compile_s)
         outage.phase = RETURNING
         self._turn = turn = self._turn + 1
         back_s = kernel.now_s + start_s + restore_s + compile_s
+        self._pass_over(back_s)
         if kernel.jump(back_s):
             self._on_resumed(turn)
         else:
@@ -487,6 +507,7 @@ class Job:
             took_s = min(elapsed_s, start_s)
             restored_s = min(elapsed_s - took_s, restore_s) if compile_s else elapsed_s - took_s
             compiled_s = elapsed_s - took_s - restored_s if compile_s else 0.0
+            outage.plan_s = (start_s - took_s, restore_s - restored_s, compile_s - compiled_s)
             book[RESTART] += took_s
             book[RESTORE] += restored_s
             book[RECOMPILE] += compiled_s
@@ -501,7 +522,8 @@ class Job:
             if self.is_logged:
                 self.log.append(("fault", now_s, elapsed_s, *outage.fault))
         else:
-            saved_s = min(elapsed_s, self.setting.save_s) if outage.phase is PLANNED else 0.0
+            saved_s = min(elapsed_s, outage.save_s)
+            outage.save_s -= saved_s
             book[CHECKPOINT] += saved_s
             book[WAIT] += elapsed_s - saved_s
             parts_s[1] += elapsed_s
@@ -519,24 +541,27 @@ class Job:
             return
         now_s = self.kernel.now_s
         self._book_down(now_s)
+        self._outage = None
+        if self.is_kept or self.is_logged:
+            self._keep(outage, now_s)
+        self._begin(outage.to_step)
+
+    def _keep(self, outage: Outage, now_s: float) -> None:
         row = IncidentRow(
-            outage.begun_s, outage.kind, outage.node, outage.action, outage.why, outage.reason, outage.from_step, outage.to_step, outage.lost_s,
+            outage.begun_s, outage.kind, outage.node, str(outage.action), outage.why, outage.reason, outage.from_step, outage.to_step, outage.lost_s,
             tuple(outage.parts_s), "disk" if outage.is_disk else "ram",
         )  # fmt: skip
         self.incidents.append(row)
-        self._outage = None
         if self.is_logged:
             self.log.append(("recovered", now_s, row))
-        self._begin(outage.to_step)
 
     # Growing and limits
 
     def _grow(self) -> None:
         """Nodes are back: a gang that shrank takes them where that pays."""
         setting, nodes = self.setting, self.nodes
-        size = min(nodes.gang + nodes.spare, setting.num_gang) // setting.replica_nodes * setting.replica_nodes
-        if nodes.gang + nodes.spare >= setting.num_gang:
-            size = setting.num_gang
+        possible = nodes.gang + nodes.spare
+        size = setting.num_gang if possible >= setting.num_gang else setting.smaller(possible)
         rest_s = self.progress.remaining_s(self.num_steps, self._pace.step_s)
         if should_grow(num_workers=nodes.gang, num_possible=size, expected_s=min(rest_s, setting.mtbf_s), reform_s=setting.scenario.recovery.swap.mean_s):
             self._order("grown")
@@ -549,16 +574,22 @@ class Job:
         if self._outage is None:  # what was until now was at the speed until now
             self._close(self.kernel.now_s)
             self._mark(self.kernel.now_s)
+        self._close(self.kernel.now_s)
+        self._book_down(self.kernel.now_s)
+        if self.is_kept:
+            self._mark(self.kernel.now_s, is_due=True)
         self._speed = 1.0 if limit is None else limit.speed_fraction
         self._repace()
 
     # What is kept
 
-    def _mark(self, now_s: float) -> None:
-        """The book as it was up to now."""
-        if self.is_kept:
+    def _mark(self, now_s: float, *, is_due: bool = False) -> None:
+        """The book and the nodes' seconds up to now; where a mark was made just before, only if it is due."""
+        if is_due or now_s - self._marked_s >= self._resolution_s:
+            self._marked_s = now_s
             self.marks.extend(self.book)
             self.marks.extend((now_s, self._speed))
+            self.marks.extend(self.nodes.seconds_at(now_s))
 
     def _tell_steps(self, *splits: int, is_end: bool = True) -> None:
         """Logs the whole steps since the last such row: up to each of ``splits`` that lies among them, and after it, unless the span goes on (not ``is_end``).
