@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from math import pi, sin
+from math import pi
 from typing import TYPE_CHECKING, Any
 
 from colossus.policy.health import is_suspect, should_evict, should_grow
@@ -35,7 +35,7 @@ from colossus.twin.chance import Chance
 from colossus.twin.faults import Fault, draw_faults, lemon_nodes
 from colossus.twin.kernel import Kernel
 from colossus.twin.nodes import GANG, REPAIR, SPARE, Nodes
-from colossus.twin.progress import Progress
+from colossus.twin.progress import Pace, Progress
 from colossus.twin.setting import GRID, Kind, Setting
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 # Marks of a course at most, about.
 _MARKS = 4000
-# A day's course of temperature in steps of so long.
-_DIURNAL_S, _DAY_S = 6 * 3600.0, 86400.0
+# A day's two halves, and from midnight to the warm one less a half.
+_HALF_DAY_S, _DAWN_S = 43200.0, 10800.0
 # Events at one time: what comes back goes before what fails, and the end of the job before both.
 _END, _BACK, _LIMIT, _FAULT = 0, 1, 2, 3
 
@@ -81,6 +81,10 @@ class Job:
         self._since_s = 0.0
         self._diurnal = 0.0
         self._kinds = setting.kinds
+        self._is_adaptive = scenario.checkpoint.interval_s == "adaptive"
+        self._interval: int | None = None
+        self._interval_of: Pace | None = None
+        self.interval_reason = ""
         self._drains = scenario.recovery.drain_after_faults is not None
         self._failed_repair = setting.profile.failed_repair_fraction
         self._idle = setting.profile.idle_fraction
@@ -98,7 +102,7 @@ class Job:
         horizon_s = setting.scenario.horizon_s
         kernel.feed([fault.time_s for fault in self.faults], self._on_fault)
         if setting.scenario.stragglers.diurnal_fraction:
-            self._on_hour(None)
+            self._on_half_day(None)
         for limit in self.limits:
             kernel.at(limit.start_s, self._on_limit, limit, _LIMIT)
             if not limit.is_outage:
@@ -127,8 +131,10 @@ class Job:
         self.nodes.steps = True
         if not self._is_paced or self.nodes.gang != self._paced_gang:
             self._set_pace()
-        interval, self.interval_reason = setting.interval_steps(self._pace.step_s, num_disk_losses=self.num_disk_losses, elapsed_s=now_s)
-        self.progress.begin(step, interval)
+        if self._is_adaptive or self._interval_of is not self._pace:
+            self._interval_of = self._pace
+            self._interval, self.interval_reason = setting.interval_steps(self._pace.step_s, num_disk_losses=self.num_disk_losses, elapsed_s=now_s)
+        self.progress.begin(step, self._interval)
         self._since_s = now_s
         if self.is_logged:
             self._span = Span(now_s, step, list(self.book), self.progress.num_saves)
@@ -187,13 +193,14 @@ class Job:
             self._set_pace()
             self._schedule_end()
 
-    def _on_hour(self, _: None) -> None:
+    def _on_half_day(self, _: None) -> None:
+        """From nine in the morning to nine in the evening it is warm, else cool: a half wave's mean each, midnight being the start."""
         now_s = self.kernel.now_s
-        most = self.setting.scenario.stragglers.diurnal_fraction
-        self._diurnal = most * 0.5 * (1 + sin(2 * pi * ((now_s + _DIURNAL_S / 2) / _DAY_S - 0.375)))  # hottest at three in the afternoon
+        half = int((now_s + _DAWN_S) // _HALF_DAY_S)
+        self._diurnal = self.setting.scenario.stragglers.diurnal_fraction * (0.5 + (1 / pi if half % 2 else -1 / pi))
         if now_s:
             self._repace()
-        self.kernel.after(_DIURNAL_S, self._on_hour, None, _LIMIT)
+        self.kernel.at((half + 1) * _HALF_DAY_S - _DAWN_S, self._on_half_day, None, _LIMIT)
 
     # Faults
 
@@ -379,8 +386,7 @@ class Job:
         at = progress.at
         if self.is_logged:
             self._tell_steps(to_step, progress.disk)
-        outage = self._outage = Outage(now_s, name, to_step, is_disk)
-        outage.from_step = int(at)
+        outage = self._outage = Outage(now_s, name, int(at), to_step, is_disk)
         outage.lost_s = lost_s = (at - to_step) * self._pace.productive_s
         self.lost_steps += outage.from_step - to_step
         if self.is_kept:
@@ -391,8 +397,9 @@ class Job:
         self.book[LOST] += lost_s
         if self._corrupt:
             self._corrupt = [row for row in self._corrupt if row[1] < to_step]
-        self._count(name)
-        self.nodes.tick(now_s)
+        self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
+        if self.nodes.since_s != now_s:
+            self.nodes.tick(now_s)
         self.nodes.steps = False
         return outage
 
@@ -404,10 +411,12 @@ class Job:
         outage = self._outage
         assert outage is not None
         self._turn = turn = self._turn + 1
-        outage.fault = (name, outage.kind if fault is None else fault.kind, outage.node if fault is None else fault.node)
-        if self.is_logged and (outage.phase is not DETECTING or outage.until_s <= self.kernel.now_s):
-            self.log.append(("fault", self.kernel.now_s, 0.0, *outage.fault))
-        self._pass_over(outage.until_s)
+        if self.is_logged:
+            outage.fault = (name, outage.kind if fault is None else fault.kind, outage.node if fault is None else fault.node)
+            if outage.phase is not DETECTING or outage.until_s <= self.kernel.now_s:
+                self.log.append(("fault", self.kernel.now_s, 0.0, *outage.fault))
+        if self.kernel.fed_s <= outage.until_s:
+            self._pass_over(outage.until_s)
         if self.kernel.jump(outage.until_s):
             self._book_down(outage.until_s)
             self._decide(outage)
@@ -438,7 +447,7 @@ class Job:
             outage.phase, outage.until_s = DETECTING, now_s + fault.detect_s
             self._know(kind.cause, fault)
         elif self.is_logged:
-            outage.echoes.append((kind.cause, fault.kind, fault.node))
+            outage.echoes += ((kind.cause, fault.kind, fault.node),)
 
     def _lose_copies(self, outage: Outage) -> None:
         """The copies in memory that the gang was to go on from are lost as well."""
@@ -485,7 +494,8 @@ class Job:
         outage.phase = RETURNING
         self._turn = turn = self._turn + 1
         back_s = kernel.now_s + start_s + restore_s + compile_s
-        self._pass_over(back_s)
+        if kernel.fed_s <= back_s:
+            self._pass_over(back_s)
         if kernel.jump(back_s):
             self._on_resumed(turn)
         else:
@@ -531,7 +541,7 @@ class Job:
                 self.log.append(("wait", now_s, saved_s, elapsed_s - saved_s, outage.from_step, outage.why or outage.reason))
         if outage.echoes:
             self.log.extend(("fault", now_s, 0.0, *echo) for echo in outage.echoes)
-            outage.echoes.clear()
+            outage.echoes = ()
         if self.is_kept:
             self._mark(now_s)
 
