@@ -49,6 +49,7 @@ lint: .venv/.installed-dev
 
 # Simulates the named machines anew: docs/gallery.
 gallery: .venv/.installed
+	$(BIN)/python benchmarks/gallery_build_out.py
 	$(BIN)/python benchmarks/gallery.py
 	$(BIN)/python benchmarks/gallery_build_out.py
 
