@@ -60,7 +60,7 @@ class Job:
         self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes)
         self.progress = Progress(blocked_s=setting.blocked_s, save_s=setting.save_s)
         self.book = [0.0] * len(BOOK)
-        self.faults: Sequence[Fault] = draw_faults(setting.profile, scenario, grounds, seed=seed)
+        self.faults = draw_faults(setting.profile, scenario, grounds, seed=seed)
         self.lemons = set(lemon_nodes(setting.profile, grounds, seed=seed).tolist())
         self.chance = Chance(seed, scenario.recovery)
         self.num_steps = setting.workload.num_steps
@@ -88,6 +88,7 @@ class Job:
         self._drains = scenario.recovery.drain_after_faults is not None
         self._failed_repair = setting.profile.failed_repair_fraction
         self._idle = setting.profile.idle_fraction
+        self._lucks = self.faults.lucks
         self._speed = 1.0
         self._set_pace()
         self.is_kept, self.is_logged = is_kept or is_logged, is_logged
@@ -100,7 +101,7 @@ class Job:
     def run(self) -> None:
         setting, kernel = self.setting, self.kernel
         horizon_s = setting.scenario.horizon_s
-        kernel.feed([fault.time_s for fault in self.faults], self._on_fault)
+        kernel.feed(self.faults.times_s, self._on_fault)
         if setting.scenario.stragglers.diurnal_fraction:
             self._on_half_day(None)
         for limit in self.limits:
@@ -205,10 +206,10 @@ class Job:
     # Faults
 
     def _on_fault(self, place: int) -> None:
+        if self._outage is not None and self._lucks[place] >= self._idle:
+            return  # a job that does not run has no bugs; and what stands still may not break
         fault = self.faults[place]
         kind = self._kinds[fault.kind]
-        if self._outage is not None and (kind.is_of_job or fault.luck >= self._idle):
-            return  # a job that does not run has no bugs; and what stands still may not break
         if not kind.is_of_job:
             was = self.nodes.place[fault.node]
             if was == REPAIR or (was == SPARE and fault.luck >= self._idle) or (fault.is_lemons and fault.node not in self.lemons):
@@ -478,12 +479,13 @@ class Job:
 
     def _pass_over(self, until_s: float) -> None:
         """Leaves out the faults until then that nothing comes of, because the gang stands."""
-        kernel, faults = self.kernel, self.faults
-        while kernel.fed_s <= until_s:
-            fault = faults[kernel.fed_place]
-            if fault.luck < self._idle and not self._kinds[fault.kind].is_of_job:
-                return
-            kernel.skip()
+        kernel, lucks, idle = self.kernel, self._lucks, self._idle
+        place = kernel.fed_place
+        while self.faults.times_s[place] <= until_s and lucks[place] >= idle:
+            place += 1
+            if place == len(lucks):
+                break
+        kernel.skip_to(place)
 
     def _blocked_within(self, lost: float) -> float:
         return self.setting.blocked_s * int(lost // self.progress.interval) if self.progress.interval else 0.0
