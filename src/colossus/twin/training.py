@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from math import pi
+from math import inf, pi
 from typing import TYPE_CHECKING, Any
 
 from colossus.policy.health import is_suspect, should_evict, should_grow
@@ -41,6 +41,8 @@ from colossus.twin.setting import GRID, Kind, Setting
 if TYPE_CHECKING:
     from colossus.twin.power import Limit
 
+# What summing up seconds may leave of a job that is done.
+_ROUNDING_S = 1e-6
 # Marks of a course at most, about.
 _MARKS = 4000
 # A day's two halves, and from midnight to the warm one less a half.
@@ -57,11 +59,11 @@ class Job:
         scenario, grounds = setting.scenario, setting.grounds
         self.limits = limits
         self.kernel = Kernel()
-        self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes)
+        lemons = lemon_nodes(setting.profile, grounds, seed=seed)
+        self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes, lemons.tolist())
         self.progress = Progress(blocked_s=setting.blocked_s, save_s=setting.save_s)
         self.book = [0.0] * len(BOOK)
         self.faults = draw_faults(setting.profile, scenario, grounds, seed=seed)
-        self.lemons = set(lemon_nodes(setting.profile, grounds, seed=seed).tolist())
         self.chance = Chance(seed, scenario.recovery)
         self.num_steps = setting.workload.num_steps
         self._horizon_s = scenario.horizon_s
@@ -77,7 +79,8 @@ class Job:
         self._history: dict[int, list[float]] = {}
         self._corrupt: list[tuple[float, int, Fault]] = []
         self._outage: Outage | None = None
-        self._turn = 0
+        self._turn = self._awaited = 0
+        self._look_s = inf
         self._since_s = 0.0
         self._diurnal = 0.0
         self._kinds = setting.kinds
@@ -115,6 +118,7 @@ class Job:
             self._close(end_s)
             self._book_down(end_s)
             self._tell_steps()
+        self.nodes.settle(self.wall_s)
         self.nodes.tick(self.wall_s)
         if self.is_kept:
             self._mark(self.wall_s, is_due=True)
@@ -128,6 +132,7 @@ class Job:
     def _begin(self, step: int) -> None:
         """The gang steps from ``step`` on."""
         now_s, setting = self.kernel.now_s, self.setting
+        self.nodes.settle(now_s)
         self.nodes.tick(now_s)
         self.nodes.steps = True
         if not self._is_paced or self.nodes.gang != self._paced_gang:
@@ -140,20 +145,31 @@ class Job:
         if self.is_logged:
             self._span = Span(now_s, step, list(self.book), self.progress.num_saves)
         self._schedule_end()
+        if self.nodes.gang < setting.num_gang:
+            self._await()
 
     def _schedule_end(self) -> None:
+        """Sees to it that the job ends when its steps are done: one look is asked for at a time, at or before then."""
         self._turn += 1
         now_s = self.kernel.now_s
-        if now_s + (self.num_steps - self.progress.at) * self._pace.step_s > self._horizon_s:
+        if self._look_s <= now_s + (self.num_steps - self.progress.at) * self._pace.step_s:
             return
-        end_s = now_s + self.progress.remaining_s(self.num_steps, self._pace.step_s)
-        if end_s <= self._horizon_s:
-            self.kernel.at(end_s, self._on_end, self._turn, _END)
+        self._look_s = now_s + self.progress.remaining_s(self.num_steps, self._pace.step_s)
+        if self._look_s <= self._horizon_s:
+            self.kernel.at(self._look_s, self._on_look, self._look_s, _END)
+        else:
+            self._look_s = inf
 
-    def _on_end(self, turn: int) -> None:
-        if turn != self._turn or self._outage is not None:
+    def _on_look(self, asked_s: float) -> None:
+        if asked_s != self._look_s:
             return
-        self._close(self.kernel.now_s)
+        self._look_s = inf
+        if self._outage is not None:
+            return  # the next gang asks for another
+        self._close(asked_s)
+        if self.progress.remaining_s(self.num_steps, self._pace.step_s) > _ROUNDING_S:
+            self._schedule_end()
+            return
         self._finish_exactly()
         self.is_done = True
         self._tell_steps()
@@ -210,9 +226,10 @@ class Job:
             return  # a job that does not run has no bugs; and what stands still may not break
         fault = self.faults[place]
         kind = self._kinds[fault.kind]
+        self.nodes.settle(self.kernel.now_s)
         if not kind.is_of_job:
             was = self.nodes.place[fault.node]
-            if was == REPAIR or (was == SPARE and fault.luck >= self._idle) or (fault.is_lemons and fault.node not in self.lemons):
+            if was == REPAIR or (was == SPARE and fault.luck >= self._idle) or (fault.is_lemons and fault.node not in self.nodes.lemons):
                 return
             self.num_faults[fault.kind] += 1
             if kind.effect is Effect.SLOW:
@@ -257,21 +274,27 @@ class Job:
                 repair_s, is_thorough = self.chance.one(recovery_scenario.drain_repair), True
                 times_s.clear()
         is_mended = is_thorough or fault.luck >= self._failed_repair
-        self.kernel.at(now_s + repair_s, self._on_back, (node, is_mended), _BACK)
+        nodes.repair_until(node, now_s + repair_s, is_mended)
         return was_gang
 
-    def _on_back(self, told: tuple[int, bool]) -> None:
-        node, is_mended = told
-        self.nodes.tick(self.kernel.now_s)
-        self.nodes.mend(node)
-        if is_mended:
-            self.lemons.discard(node)
-        outage = self._outage
+    def _await(self) -> None:
+        """Looks again when the next node is back."""
+        if self.nodes.returns:
+            self._awaited = turn = self._awaited + 1
+            self.kernel.at(max(self.nodes.returns[0][0], self.kernel.now_s), self._on_return, turn, _BACK)
+
+    def _on_return(self, turn: int) -> None:
+        if turn != self._awaited:
+            return
+        now_s, outage = self.kernel.now_s, self._outage
+        self.nodes.settle(now_s)
         if outage is not None and outage.phase is WAITING and outage.action is Action.WAIT:
-            self._book_down(self.kernel.now_s)
+            self._book_down(now_s)
             self._decide(outage)
         elif outage is None and self.nodes.gang < self.setting.num_gang:
             self._grow()
+            if self._outage is None:
+                self._await()
 
     def _slow_down(self, fault: Fault, is_gang: bool) -> None:
         """A chip is slower until it is repaired, or swapped out."""
@@ -293,6 +316,7 @@ class Job:
 
     def _on_evict(self, fault: Fault) -> None:
         """The slow node is known: out with it, where a spare is at hand and the job runs."""
+        self.nodes.settle(self.kernel.now_s)
         if fault.node in self._slow and self.nodes.spare and self._outage is None:
             self._fail(fault.node, fault)
             self._order("evicted", fault.node)
@@ -317,6 +341,7 @@ class Job:
         if self._outage is not None:  # known once the gang is back
             self.kernel.at(self.kernel.now_s + 60.0, self._on_corruption, fault, _FAULT)
             return
+        self.nodes.settle(self.kernel.now_s)
         self._fail(fault.node, fault)
         self._roll_back(fault, self._kinds[fault.kind], found[0], found[1])
 
@@ -341,16 +366,10 @@ class Job:
     def _is_over(self, fault: Fault, kind: Kind, to_step: int, is_disk: bool) -> bool:
         """The whole standstill at once, where nothing comes before its end and nobody keeps its course: the same as one thing after the other, in half the time."""
         setting, nodes, kernel, now_s = self.setting, self.nodes, self.kernel, self.kernel.now_s
-        decision = setting.decide(fault.kind, kind.cause, nodes.gang, nodes.spare, nodes.repair)
-        is_reform = decision.action is Action.REFORM
-        if not is_reform and decision.action is not Action.RESTART:
+        if nodes.gang + nodes.spare < setting.num_gang:
             return False
-        drawn = self.chance.swaps if is_reform else self.chance.starts
-        plan_s = (
-            drawn[-1] if drawn else self.chance.next_of(drawn),
-            setting.restore_disk_s if is_disk else setting.restore_memory_s,
-            0.0 if is_reform else setting.compile_s,
-        )
+        drawn = self.chance.swaps if setting.reforms else self.chance.starts
+        plan_s = (self.chance.next_of(drawn), setting.restore_disk_s if is_disk else setting.restore_memory_s, 0.0 if setting.reforms else setting.compile_s)
         known_s = now_s + fault.detect_s
         back_s = known_s + plan_s[0] + plan_s[1] + plan_s[2]
         if kernel.fed_s <= back_s:
@@ -371,6 +390,8 @@ class Job:
         if nodes.since_s != now_s:
             nodes.tick(now_s)
         nodes.steps = False
+        nodes.settle(known_s)
+        decision = setting.decide(fault.kind, kind.cause, nodes.gang, nodes.spare, nodes.repair)
         if nodes.gang != decision.num_workers:
             nodes.tick(known_s)
             nodes.resize(decision.num_workers)
@@ -524,6 +545,7 @@ class Job:
     def _decide(self, outage: Outage) -> None:
         """What policy does with what is left, and how long that takes."""
         setting, nodes, kernel = self.setting, self.nodes, self.kernel
+        nodes.settle(kernel.now_s)
         decision = setting.decide(outage.kind, outage.reason, nodes.gang, nodes.spare, nodes.repair)
         action = decision.action
         outage.action, outage.why = action, decision.reason
@@ -535,6 +557,7 @@ class Job:
         if action is Action.WAIT:
             outage.phase = WAITING
             self._turn += 1
+            self._await()
             return
         if nodes.gang != decision.num_workers:
             nodes.tick(kernel.now_s)
@@ -648,6 +671,7 @@ class Job:
         """The book and the nodes' seconds up to now; where a mark was made just before, only if it is due."""
         if is_due or now_s - self._marked_s >= self._resolution_s:
             self._marked_s = now_s
+            self.nodes.settle(now_s)
             self.marks.extend(self.book)
             self.marks.extend((now_s, self._speed))
             self.marks.extend(self.nodes.seconds_at(now_s))
