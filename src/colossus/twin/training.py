@@ -355,7 +355,7 @@ class Job:
         is_disk = kind.needs_disk or setting.memory_steps is None
         if not is_disk:
             to_step = self.progress.in_memory(setting.memory_steps)  # type: ignore[arg-type]
-        if not (self.is_kept or self._corrupt) and self._is_over(fault, kind, to_step, is_disk):
+        if not (self.is_logged or self._corrupt) and self._is_over(fault, kind, to_step, is_disk):
             return
         outage = self._stand(kind.cause, to_step, is_disk)
         outage.kind, outage.node = fault.kind, None if kind.is_of_job else fault.node
@@ -364,7 +364,7 @@ class Job:
         self._know(kind.cause)
 
     def _is_over(self, fault: Fault, kind: Kind, to_step: int, is_disk: bool) -> bool:
-        """The whole standstill at once, where nothing comes before its end and nobody keeps its course: the same as one thing after the other, in half the time."""
+        """The whole standstill at once, where nothing comes before its end and no log tells its parts: the same as one thing after the other, in half the time."""
         setting, nodes, kernel, now_s = self.setting, self.nodes, self.kernel, self.kernel.now_s
         if nodes.gang + nodes.spare < setting.num_gang:
             return False
@@ -379,10 +379,12 @@ class Job:
         drawn.pop()
         at, book = self.progress.at, self.book
         lost_s = (at - to_step) * self._pace.productive_s
+        if self.is_kept:
+            self._mark_loss(now_s, to_step)
         book[PRODUCTIVE] -= lost_s
         book[LOST] += lost_s
         book[DETECT] += known_s - now_s
-        self._book_return(back_s - known_s, plan_s)
+        took_s = self._book_return(back_s - known_s, plan_s)
         self.lost_steps += int(at) - to_step
         self.num_disk_losses += kind.needs_disk
         self.num_recoveries += 1
@@ -395,8 +397,23 @@ class Job:
         if nodes.gang != decision.num_workers:
             nodes.tick(known_s)
             nodes.resize(decision.num_workers)
+        if self.is_kept:
+            node = None if kind.is_of_job else fault.node
+            parts_s = (known_s - now_s, 0.0, *took_s)
+            source = "disk" if is_disk else "ram"
+            self.incidents.append(
+                IncidentRow(now_s, fault.kind, node, str(decision.action), decision.reason, kind.cause, int(at), to_step, lost_s, parts_s, source)
+            )
+            self._mark(back_s)
         self._begin(to_step)
         return True
+
+    def _mark_loss(self, now_s: float, to_step: int, since_s: float | None = None) -> None:
+        """What was done beyond ``to_step`` is lost from now on, ``since_s`` where that is known."""
+        lost = self.progress.at - to_step
+        self._mark(now_s)
+        began_s = now_s - lost * self._pace.step_s - self._blocked_within(lost) if since_s is None else since_s
+        self.rewinds.append((max(0.0, began_s), now_s))
 
     def _book_return(self, elapsed_s: float, plan_s: tuple[float, float, float]) -> tuple[float, float, float]:
         """Gives so much of the way back to its parts, in order; what rounding leaves is of the last."""
@@ -465,9 +482,7 @@ class Job:
         outage.lost_s = lost_s = (at - to_step) * self._pace.productive_s
         self.lost_steps += outage.from_step - to_step
         if self.is_kept:
-            self._mark(now_s)
-            began_s = now_s - (at - to_step) * self._pace.step_s - self._blocked_within(at - to_step)
-            self.rewinds.append((max(0.0, began_s if since_s is None else since_s), now_s))
+            self._mark_loss(now_s, to_step, since_s)
         self.book[PRODUCTIVE] -= lost_s
         self.book[LOST] += lost_s
         if self._corrupt:
