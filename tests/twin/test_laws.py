@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import mean
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colossus.plan.answer import answer
+from colossus.plan.fewer import step_s_on_fewer
+from colossus.plan.question import ask
 from colossus.report import summarize
 from colossus.spec.causes import Cause
 from colossus.spec.machine import How
 from colossus.spec.scenario import Scenario
 from colossus.spec.simulation import Simulation, Tally
 from colossus.twin import simulate, simulated_events
+from colossus.twin.setting import Setting
+from colossus.twin.simulate import profile_of
 from tests.twin.jobs import DAY_S, calm, failing, machine, scenario, workload
 
 CRASHES = {"mtbf_s": 20 * DAY_S}
@@ -159,3 +165,40 @@ def test_jumping_to_what_is_next_changes_nothing(monkeypatch: pytest.MonkeyPatch
     jumped = simulate(workload(), machine(), chosen, num_replicas=2)
     monkeypatch.setattr("colossus.twin.kernel.Kernel.jump", lambda self, time_s: False)
     assert simulate(workload(), machine(), chosen, num_replicas=2) == jumped
+
+
+def test_an_elastic_gang_runs_only_in_sizes_that_were_planned_for_it() -> None:
+    sizes = {896: 6.5, 832: 7.0}  # 128 and 192 of 1,024 chips gone; with 64 gone it does not fit
+    job = replace(workload(num_steps=10**7), step_s_by_chips=sizes)
+    chosen = failing({"mtbf_s": 60 * DAY_S, "repair": "1 d"}, assignments=("recovery.kind=elastic", "recovery.num_spares=0", "checkpoint.memory=peer"))
+    twin = Setting.of(job, machine(), chosen, profile_of(chosen))
+    assert [twin.smaller(nodes) for nodes in (127, 112, 111, 104, 103, 1)] == [112, 112, 104, 104, 0, 0]
+    assert twin.pace(112).fewer_s == pytest.approx(1.5)
+    told = simulate(job, machine(), chosen).first
+    assert told.badput_s[Cause.FEWER_NODES] > 0
+
+
+def test_fewer_replicas_take_the_same_batch() -> None:
+    asked = ask("llama-3-70b", "h100-sxm*1024", sequences=512)
+    best = answer(asked.question, name="70b", total_tokens=asked.total_tokens).best
+    planned = step_s_on_fewer(asked.question, best.layout)
+    assert planned
+    per_replica = best.layout.num_chips // best.layout.dp
+    for chips, step_s in planned.items():
+        assert chips % per_replica == 0
+        assert step_s >= 0.999 * best.step_s
+        assert step_s <= 1.3 * best.step_s * best.layout.num_chips / chips
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=6, deadline=None)
+def test_what_is_kept_and_logged_changes_nothing(seed: int) -> None:
+    """The first replica leaves marks and a log; the same seed without them comes to the same."""
+    grid = ("power.events=[{at_s=90000, duration_s=7200, available_fraction=0.5}, {at_s=400000, duration_s=600, available_fraction=0.0}]",)
+    chosen = failing(*MIXED, assignments=(f"seed={seed}", "recovery.num_spares=8", *grid))
+    later = simulate(workload(), machine(), chosen.model_copy(update={"seed": seed - 1}), num_replicas=2).tallies[1] if seed else None
+    told = first(chosen)
+    assert later is None or later == told
+    report = summarize(simulated_events(workload(), machine(), chosen), how=How.SIMULATED)
+    assert report.steps == told.steps
+    assert report.wall_s == pytest.approx(told.wall_s, abs=1e-3)

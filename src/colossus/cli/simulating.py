@@ -131,6 +131,7 @@ def _named_layout(asked: Asked, text: str) -> Choice:
 def workload_of(asked: Asked, choice: Choice) -> Workload:
     """The job as the twin takes it: steps are whole."""
     from colossus.estimate.parameters import num_parameters
+    from colossus.plan.fewer import step_s_on_fewer
     from colossus.twin.workload import Workload
 
     question, layout = asked.question, choice.layout
@@ -149,4 +150,5 @@ def workload_of(asked: Asked, choice: Choice) -> Workload:
         num_parameters=num_parameters(question.card),
         model_flop_per_token=flop_per_s * choice.step_s / tokens_per_step,
         peak_flop_per_s=flop_per_s / choice.mfu_fraction,
+        step_s_by_chips=step_s_on_fewer(question, layout),
     )

@@ -15,7 +15,7 @@ PRODUCTIVE, CHECKPOINT, LOST, DETECT, WAIT, RESTART, RESTORE, RECOMPILE, STRAGGL
 # A row of the course: the book, then these; of nodes, the seconds in each state so far.
 MARK = ("time_s", "speed", "working_s", "standing_s", "spare_s", "repair_s")
 # The parts of a standstill.
-DETECTING, WAITING, PLANNED, RETURNING = "detecting", "waiting", "planned", "returning"
+DETECTING, WAITING, RETURNING = "detecting", "waiting", "returning"
 
 
 class IncidentRow(NamedTuple):
@@ -35,41 +35,27 @@ class IncidentRow(NamedTuple):
 
 
 class Outage:
-    """A standstill as it goes: when it began, why, what is known, and which part it is in."""
+    """A standstill as it goes: when it began, why, what is known, and which part it is in.
 
-    __slots__ = (
-        "action",
-        "begun_s",
-        "echoes",
-        "fault",
-        "from_step",
-        "is_disk",
-        "kind",
-        "lost_s",
-        "node",
-        "parts_s",
-        "phase",
-        "plan_s",
-        "reason",
-        "to_step",
-        "until_s",
-        "why",
-    )
+    ``parts_s``: detect, wait, start, restore, compile so far; ``plan_s``: of the last three, what is still to come. ``fault``: the one that is being looked
+    for; ``echoes``: those that came meanwhile.
+    """
 
-    def __init__(self, now_s: float, reason: str, to_step: int, is_disk: bool) -> None:
+    kind: int | None = None
+    node: int | None = None
+    lost_s = save_s = 0.0
+    plan_s = (0.0, 0.0, 0.0)
+    action = why = ""
+    phase = DETECTING
+    fault: tuple[str, int | None, int | None]
+    echoes: tuple[tuple[str, int, int], ...] = ()
+
+    def __init__(self, now_s: float, reason: str, from_step: int, to_step: int, is_disk: bool) -> None:
         self.begun_s = self.until_s = now_s
-        self.kind: int | None = None
-        self.node: int | None = None
         self.reason = reason
-        self.from_step = self.to_step = to_step
+        self.from_step, self.to_step = from_step, to_step
         self.is_disk = is_disk
-        self.lost_s = 0.0
-        self.echoes: list[tuple[str, int, int]] = []
         self.parts_s = [0.0, 0.0, 0.0, 0.0, 0.0]
-        self.plan_s = (0.0, 0.0, 0.0)
-        self.action = self.why = ""
-        self.phase = DETECTING
-        self.fault: tuple[str, int | None, int | None] = (reason, None, None)
 
 
 class Span(NamedTuple):

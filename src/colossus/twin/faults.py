@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from colossus.spec.faults import Effect, FaultClass, FaultProfile, Unit
 from colossus.spec.machine import Machine
 from colossus.spec.scenario import Injection, Scenario
-from colossus.twin.streams import draw, stream
+from colossus.twin.streams import Streams, draw, draw_each, stream
 
 
 class Fault(NamedTuple):
@@ -91,24 +91,40 @@ def lemon_nodes(profile: FaultProfile, grounds: Grounds, *, seed: int) -> np.nda
     return stream(seed, "lemons").choice(grounds.num_nodes, number, replace=False) if number else np.empty(0, dtype=np.int64)
 
 
-def draw_faults(profile: FaultProfile, scenario: Scenario, grounds: Grounds, *, seed: int) -> list[Fault]:
+class Faults(Sequence[Fault]):
+    """Faults in order of time, by column; one is put together when it is asked for. ``lucks``: of each, above 1 where nothing comes of it while the gang stands."""
+
+    def __init__(self, columns: Sequence[list[Any]], is_never_idle: Sequence[bool]) -> None:
+        self._columns = columns
+        self.times_s: list[float] = columns[0]
+        self.lucks = [2.0 if is_never_idle[kind] else luck for kind, luck in zip(columns[1], columns[-1], strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.times_s)
+
+    def __getitem__(self, place: Any) -> Any:
+        return Fault._make(column[place] for column in self._columns)
+
+
+def draw_faults(profile: FaultProfile, scenario: Scenario, grounds: Grounds, *, seed: int) -> Faults:
     """Every fault within the horizon, in order of time; those of one class are the same whatever other classes there are."""
     lemons = lemon_nodes(profile, grounds, seed=seed)
-    parts = [_of_class(profile, place, scenario, grounds, lemons, seed) for place in range(len(profile.classes))]
-    parts += [_injected(profile, injection, number, scenario, grounds, seed) for number, injection in enumerate(scenario.injections)]
-    columns = [np.concatenate(column) for column in zip(*(part for part in parts if len(part[0])), strict=True)]
-    if not columns:
-        return []
+    streams = Streams(seed)
+    parts = [_of_class(profile, place, scenario, grounds, lemons, streams.at(each.cause)) for place, each in enumerate(profile.classes)]
+    parts += [_injected(profile, each, scenario, grounds, streams.at(f"injection {number}")) for number, each in enumerate(scenario.injections)]
+    parts = [part for part in parts if len(part[0])]
+    if not parts:
+        return Faults([[]] * len(Fault._fields), [])
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     order = np.argsort(columns[0], kind="stable")
-    return list(map(Fault._make, zip(*(column[order].tolist() for column in columns), strict=True)))
+    return Faults([column[order].tolist() for column in columns], [is_of_job(each) for each in profile.classes])
 
 
 Columns = tuple[np.ndarray, ...]
 
 
-def _of_class(profile: FaultProfile, place: int, scenario: Scenario, grounds: Grounds, lemons: np.ndarray, seed: int) -> Columns:
+def _of_class(profile: FaultProfile, place: int, scenario: Scenario, grounds: Grounds, lemons: np.ndarray, rng: np.random.Generator) -> Columns:
     each = profile.classes[place]
-    rng = stream(seed, each.cause)
     times_s = _times(each, grounds.num_units(each) * scenario.fault_factor, scenario, rng)
     number = len(times_s)
     nodes = rng.integers(grounds.num_gang_nodes if is_of_job(each) else grounds.num_nodes, size=number)
@@ -128,22 +144,20 @@ def _times(each: FaultClass, num_units: float, scenario: Scenario, rng: np.rando
     """
     if not num_units:
         return np.empty(0)
-    begin, end = (num_units * (age_s / each.mtbf_s) ** each.shape for age_s in (scenario.age_s, scenario.age_s + scenario.horizon_s))
-    at: list[np.ndarray] = []
-    reached = begin
-    while reached < end:
-        more = reached + np.cumsum(rng.standard_exponential(ceil(1.05 * (end - reached)) + 8))
-        at.append(more)
-        reached = float(more[-1])
-    operational = np.concatenate(at) if at else np.empty(0)
-    operational = operational[operational < end]
-    return each.mtbf_s * (operational / num_units) ** (1 / each.shape) - scenario.age_s
+    begin, end = scenario.age_s / each.mtbf_s, (scenario.age_s + scenario.horizon_s) / each.mtbf_s
+    if each.shape != 1:
+        begin, end = begin**each.shape, end**each.shape
+    reached = rng.standard_exponential(int(1.05 * num_units * (end - begin)) + 8).cumsum()
+    while reached[-1] < num_units * (end - begin):
+        reached = np.concatenate([reached, reached[-1] + rng.standard_exponential(64).cumsum()])
+    operational = reached[: reached.searchsorted(num_units * (end - begin))] / num_units + begin
+    ages = operational if each.shape == 1 else operational ** (1 / each.shape)
+    return ages * each.mtbf_s - scenario.age_s
 
 
-def _injected(profile: FaultProfile, injection: Injection, number: int, scenario: Scenario, grounds: Grounds, seed: int) -> Columns:
+def _injected(profile: FaultProfile, injection: Injection, scenario: Scenario, grounds: Grounds, rng: np.random.Generator) -> Columns:
     """Faults on purpose, one after the other."""
     place = place_of(profile.classes, injection.cause)
-    rng = stream(seed, f"injection {number}")
     every_s = injection.every.mean_s
     times_s = np.cumsum(draw(injection.every, rng, ceil(scenario.horizon_s / every_s * 1.5) + 10))
     times_s = times_s[times_s < scenario.horizon_s]
@@ -159,6 +173,5 @@ def _columns(profile: FaultProfile, place: int, times_s: np.ndarray, nodes: np.n
     each, number = profile.classes[place], len(times_s)
     if not number:
         return (times_s,) * 7
-    detect_s = draw(each.detect or profile.detect, rng, number) + draw(each.diagnose or profile.diagnose, rng, number)
-    repair_s = draw(each.repair or profile.repair, rng, number)
-    return times_s, np.full(number, place), nodes, detect_s, repair_s, is_lemons, rng.random(number)
+    detect_s, diagnose_s, repair_s = draw_each((each.detect or profile.detect, each.diagnose or profile.diagnose, each.repair or profile.repair), rng, number)
+    return times_s, np.full(number, place), nodes, detect_s + diagnose_s, repair_s, is_lemons, rng.random(number)

@@ -10,7 +10,7 @@ GANG, SPARE, REPAIR = 0, 1, 2
 class Nodes:
     """``num_nodes`` that the job may use, the first ``num_gang`` of them its gang. Cost grows with changes, not with nodes."""
 
-    __slots__ = ("_since_s", "gang", "num_nodes", "place", "repair", "seconds", "spare", "spares", "steps")
+    __slots__ = ("gang", "num_nodes", "place", "repair", "seconds", "since_s", "spare", "spares", "steps")
 
     def __init__(self, num_nodes: int, num_gang: int) -> None:
         self.num_nodes = num_nodes
@@ -19,17 +19,24 @@ class Nodes:
         self.gang, self.spare, self.repair = num_gang, num_nodes - num_gang, 0
         self.steps = False
         self.seconds = [0.0, 0.0, 0.0, 0.0]  # working, standing, spare, repair
-        self._since_s = 0.0
+        self.since_s = 0.0
 
     def tick(self, now_s: float) -> None:
         """Books the time up to now; before every change."""
-        elapsed_s = now_s - self._since_s
+        elapsed_s = now_s - self.since_s
         if elapsed_s:
             seconds = self.seconds
             seconds[0 if self.steps else 1] += elapsed_s * self.gang
             seconds[2] += elapsed_s * self.spare
             seconds[3] += elapsed_s * self.repair
-            self._since_s = now_s
+            self.since_s = now_s
+
+    def seconds_at(self, now_s: float) -> list[float]:
+        """What the seconds are up to now, without booking them."""
+        elapsed_s = now_s - self.since_s
+        working, standing, spare, repair = self.seconds
+        gang_s = elapsed_s * self.gang
+        return [working + gang_s * self.steps, standing + gang_s * (not self.steps), spare + elapsed_s * self.spare, repair + elapsed_s * self.repair]
 
     def fail(self, node: int) -> bool:
         """Takes a node into repair; whether it was of the gang. One in repair stays there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -99,6 +99,8 @@ class PowerModel:
     speeds: np.ndarray
     step_w: np.ndarray  # of a node over a step, at each clock
     peak_w: np.ndarray  # the same with what is left of the swing above the mean
+    known: dict[float, list[Limit]] = field(default_factory=dict)  # limits by horizon, once they were worked out, and their tables by identity
+    tables: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, machine: Machine, workload: Load, scenario: Scenario) -> PowerModel | None:
@@ -190,7 +192,7 @@ class PowerModel:
     ) -> Bill:
         """Energy, carbon and money. WORKING node-seconds are those of ``stepping_s`` and ``saving_s`` together; ``limits``: under which they ran, steps
         taken to be spread evenly. The course, where there is one, gives the site's energy and peak; else the mean PUE of the time does."""
-        it_j = self._nodes_j(node_s, stepping_s, saving_s, _slowed_s(limits, wall_s, stepping_s)) + self.network_w * wall_s
+        it_j = self._nodes_j(node_s, stepping_s, saving_s, self._step_w(limits, wall_s)) + self.network_w * wall_s
         it_j += max(0.0, self.machine.num_nodes * wall_s - sum(node_s.values())) * self.watts.idle_w
         peak_w = min(self.contract_w, self._site_w(float(self.peak_w[-1]), self.climate.hottest(wall_s))) if stepping_s else 0.0
         site_j = it_j * float(self.climate.until(wall_s)) / wall_s if wall_s else 0.0
@@ -210,24 +212,48 @@ class PowerModel:
             **self.money.costs(wall_s=wall_s, tokens=tokens, site_j=site_j),
         )
 
-    def _nodes_j(self, node_s: Mapping[NodeState, float], stepping_s: float, saving_s: float, slowed_s: Mapping[float, float]) -> float:
+    def _nodes_j(self, node_s: Mapping[NodeState, float], stepping_s: float, saving_s: float, step_w: float) -> float:
         working, busy_s = node_s.get(NodeState.WORKING, 0.0), stepping_s + saving_s
-        full_s = stepping_s - sum(slowed_s.values())
-        step_js = full_s * float(self.step_w[-1]) + sum(seconds * float(self._stepping_w(speed)) for speed, seconds in slowed_s.items())
-        working_j = working * (step_js + saving_s * self.watts.waiting_w) / busy_s if busy_s else working * self.watts.waiting_w
+        working_w = (stepping_s * step_w + saving_s * self.watts.waiting_w) / busy_s if busy_s else self.watts.waiting_w
         idle = sum(seconds for state, seconds in node_s.items() if state not in (NodeState.WORKING, NodeState.STANDING))
-        return working_j + node_s.get(NodeState.STANDING, 0.0) * self.watts.waiting_w + idle * self.watts.idle_w
+        return working * working_w + node_s.get(NodeState.STANDING, 0.0) * self.watts.waiting_w + idle * self.watts.idle_w
+
+    def _step_w(self, limits: Sequence[Limit], wall_s: float) -> float:
+        """Of a node that steps, the mean over all limits, of steps spread evenly over what was no outage."""
+        if not len(limits):
+            return float(self.step_w[-1])
+        start_s, end_s, step_w = self.tables[id(limits)] if id(limits) in self.tables else self._table(limits)
+        spans_s = np.clip(np.minimum(end_s, wall_s) - start_s, 0.0, None)
+        stopped_s = float(spans_s[np.isnan(step_w)].sum())
+        if wall_s <= stopped_s:
+            return float(self.step_w[-1])
+        saved_js = float(np.nansum(spans_s * (self.step_w[-1] - step_w)))
+        return float(self.step_w[-1]) - saved_js / (wall_s - stopped_s)
+
+    def _table(self, limits: Sequence[Limit]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Begin, end and a stepping node's watts of each limit; no number in an outage."""
+        start_s, end_s, speeds = np.array([(limit.start_s, limit.end_s, limit.speed_fraction) for limit in limits]).T
+        return start_s, end_s, np.where(speeds > 0, self._stepping_w(speeds), np.nan)
 
     def limits(self, horizon_s: float, rng: np.random.Generator) -> list[Limit]:
         """When the job must run slower or not at all, in order and apart: the cap against the hours' cooling, and grid events, some of them random.
 
         The same ``policy.power.decide`` as on a real site says what is done; it sees meters and the battery's charge, not how long an event lasts.
         """
-        events = [*self.power.events, *self._random_events(horizon_s, rng)]
-        hours = self._short_hours(horizon_s)
-        if not events and not len(hours):
-            return []
-        return list(_joined(self._played(horizon_s, events, hours)))
+        random = self._random_events(horizon_s, rng)
+        if not random:
+            return self._known_limits(horizon_s)
+        return list(_joined(self._played(horizon_s, [*self.power.events, *random], self._short_hours(horizon_s))))
+
+    def _known_limits(self, horizon_s: float) -> list[Limit]:
+        """What every replica meets: of the cap and of the events that the scenario names."""
+        if horizon_s not in self.known:
+            hours = self._short_hours(horizon_s)
+            found = list(_joined(self._played(horizon_s, self.power.events, hours))) if self.power.events or len(hours) else []
+            self.known[horizon_s] = found
+            if found:
+                self.tables[id(found)] = self._table(found)
+        return self.known[horizon_s]
 
     def _random_events(self, horizon_s: float, rng: np.random.Generator) -> list[GridEvent]:
         if not self.power.random_events_per_year or self.power.random_event is None:
@@ -277,15 +303,6 @@ class PowerModel:
         """The highest speed, in hundredths, whose draw fits; the lowest clock's where none does by a hair."""
         speed = float(np.interp(draw_w, self._site_w(self.peak_w, pue), self.speeds))
         return max(math.floor(speed * _SPEED_STEPS + 1e-9) / _SPEED_STEPS, float(self.speeds[0]))
-
-
-def _slowed_s(limits: Sequence[Limit], wall_s: float, stepping_s: float) -> dict[float, float]:
-    """Seconds of steps at each speed below the full one, of steps spread evenly over what was no outage."""
-    spans: dict[float, float] = {}
-    for limit in limits:
-        spans[limit.speed_fraction] = spans.get(limit.speed_fraction, 0.0) + max(0.0, min(limit.end_s, wall_s) - limit.start_s)
-    running_s = wall_s - spans.pop(0.0, 0.0)
-    return {speed: seconds * stepping_s / running_s for speed, seconds in spans.items() if seconds} if running_s > 0 else {}
 
 
 def _spans(horizon_s: float, events: Sequence[GridEvent], hours: np.ndarray) -> Iterator[tuple[float, float]]:

@@ -171,11 +171,18 @@ class Setting:
             found = self._decisions[key] = self._decide(*key)
         return found
 
+    def smaller(self, possible: int) -> int:
+        """The largest gang of whole replicas on so many nodes that the estimate says fits; 0: none."""
+        size, planned, per_node = possible // self.replica_nodes * self.replica_nodes, self.workload.step_s_by_chips, self.machine.node.num_chips
+        while planned and size > 0 and size < self.num_gang and size * per_node not in planned:
+            size = size - self.replica_nodes if size * per_node > min(planned) else 0
+        return size
+
     def _decide(self, kind: int, name: str, num_gang: int, num_spares: int, num_repair: int) -> Decision:
         target, possible = self.num_gang, num_gang + num_spares
         fault = Fault(cause=name, detail="ordered") if kind < 0 else Fault(cause=self.kinds[kind].told, detail=name)
         can_reform = self.reforms and name != GRID
-        smaller = min(possible, target) // self.replica_nodes * self.replica_nodes
+        smaller = self.smaller(min(possible, target))
         state = RecoveryState(
             fault=fault,
             num_workers=target,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from math import pi, sin
+from math import pi
 from typing import TYPE_CHECKING, Any
 
 from colossus.policy.health import is_suspect, should_evict, should_grow
@@ -19,7 +19,6 @@ from colossus.twin.book import (
     DETECTING,
     FEWER,
     LOST,
-    PLANNED,
     PRODUCTIVE,
     RECOMPILE,
     RESTART,
@@ -36,7 +35,7 @@ from colossus.twin.chance import Chance
 from colossus.twin.faults import Fault, draw_faults, lemon_nodes
 from colossus.twin.kernel import Kernel
 from colossus.twin.nodes import GANG, REPAIR, SPARE, Nodes
-from colossus.twin.progress import Progress
+from colossus.twin.progress import Pace, Progress
 from colossus.twin.setting import GRID, Kind, Setting
 
 if TYPE_CHECKING:
@@ -44,8 +43,8 @@ if TYPE_CHECKING:
 
 # Marks of a course at most, about.
 _MARKS = 4000
-# A day's course of temperature in steps of so long.
-_DIURNAL_S, _DAY_S = 6 * 3600.0, 86400.0
+# A day's two halves, and from midnight to the warm one less a half.
+_HALF_DAY_S, _DAWN_S = 43200.0, 10800.0
 # Events at one time: what comes back goes before what fails, and the end of the job before both.
 _END, _BACK, _LIMIT, _FAULT = 0, 1, 2, 3
 
@@ -61,7 +60,7 @@ class Job:
         self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes)
         self.progress = Progress(blocked_s=setting.blocked_s, save_s=setting.save_s)
         self.book = [0.0] * len(BOOK)
-        self.faults: Sequence[Fault] = draw_faults(setting.profile, scenario, grounds, seed=seed)
+        self.faults = draw_faults(setting.profile, scenario, grounds, seed=seed)
         self.lemons = set(lemon_nodes(setting.profile, grounds, seed=seed).tolist())
         self.chance = Chance(seed, scenario.recovery)
         self.num_steps = setting.workload.num_steps
@@ -82,12 +81,17 @@ class Job:
         self._since_s = 0.0
         self._diurnal = 0.0
         self._kinds = setting.kinds
+        self._is_adaptive = scenario.checkpoint.interval_s == "adaptive"
+        self._interval: int | None = None
+        self._interval_of: Pace | None = None
+        self.interval_reason = ""
         self._drains = scenario.recovery.drain_after_faults is not None
         self._failed_repair = setting.profile.failed_repair_fraction
         self._idle = setting.profile.idle_fraction
+        self._lucks = self.faults.lucks
         self._speed = 1.0
         self._set_pace()
-        self.is_kept, self.is_logged = is_kept, is_logged
+        self.is_kept, self.is_logged = is_kept or is_logged, is_logged
         self.log: list[tuple[Any, ...]] = []
         self.marks = array("d", [0.0] * len(BOOK) + [0.0, 1.0] + [0.0] * len(self.nodes.seconds))
         self._marked_s, self._resolution_s = 0.0, scenario.horizon_s / _MARKS
@@ -97,9 +101,9 @@ class Job:
     def run(self) -> None:
         setting, kernel = self.setting, self.kernel
         horizon_s = setting.scenario.horizon_s
-        kernel.feed([fault.time_s for fault in self.faults], self._on_fault)
+        kernel.feed(self.faults.times_s, self._on_fault)
         if setting.scenario.stragglers.diurnal_fraction:
-            self._on_hour(None)
+            self._on_half_day(None)
         for limit in self.limits:
             kernel.at(limit.start_s, self._on_limit, limit, _LIMIT)
             if not limit.is_outage:
@@ -128,8 +132,10 @@ class Job:
         self.nodes.steps = True
         if not self._is_paced or self.nodes.gang != self._paced_gang:
             self._set_pace()
-        interval, self.interval_reason = setting.interval_steps(self._pace.step_s, num_disk_losses=self.num_disk_losses, elapsed_s=now_s)
-        self.progress.begin(step, interval)
+        if self._is_adaptive or self._interval_of is not self._pace:
+            self._interval_of = self._pace
+            self._interval, self.interval_reason = setting.interval_steps(self._pace.step_s, num_disk_losses=self.num_disk_losses, elapsed_s=now_s)
+        self.progress.begin(step, self._interval)
         self._since_s = now_s
         if self.is_logged:
             self._span = Span(now_s, step, list(self.book), self.progress.num_saves)
@@ -188,21 +194,22 @@ class Job:
             self._set_pace()
             self._schedule_end()
 
-    def _on_hour(self, _: None) -> None:
+    def _on_half_day(self, _: None) -> None:
+        """From nine in the morning to nine in the evening it is warm, else cool: a half wave's mean each, midnight being the start."""
         now_s = self.kernel.now_s
-        most = self.setting.scenario.stragglers.diurnal_fraction
-        self._diurnal = most * 0.5 * (1 + sin(2 * pi * ((now_s + _DIURNAL_S / 2) / _DAY_S - 0.375)))  # hottest at three in the afternoon
+        half = int((now_s + _DAWN_S) // _HALF_DAY_S)
+        self._diurnal = self.setting.scenario.stragglers.diurnal_fraction * (0.5 + (1 / pi if half % 2 else -1 / pi))
         if now_s:
             self._repace()
-        self.kernel.after(_DIURNAL_S, self._on_hour, None, _LIMIT)
+        self.kernel.at((half + 1) * _HALF_DAY_S - _DAWN_S, self._on_half_day, None, _LIMIT)
 
     # Faults
 
     def _on_fault(self, place: int) -> None:
+        if self._outage is not None and self._lucks[place] >= self._idle:
+            return  # a job that does not run has no bugs; and what stands still may not break
         fault = self.faults[place]
         kind = self._kinds[fault.kind]
-        if self._outage is not None and (kind.is_of_job or fault.luck >= self._idle):
-            return  # a job that does not run has no bugs; and what stands still may not break
         if not kind.is_of_job:
             was = self.nodes.place[fault.node]
             if was == REPAIR or (was == SPARE and fault.luck >= self._idle) or (fault.is_lemons and fault.node not in self.lemons):
@@ -323,11 +330,64 @@ class Job:
         is_disk = kind.needs_disk or setting.memory_steps is None
         if not is_disk:
             to_step = self.progress.in_memory(setting.memory_steps)  # type: ignore[arg-type]
+        if not (self.is_kept or self._corrupt) and self._is_over(fault, kind, to_step, is_disk):
+            return
         outage = self._stand(kind.cause, to_step, is_disk)
         outage.kind, outage.node = fault.kind, None if kind.is_of_job else fault.node
         outage.until_s = now_s + fault.detect_s
         self.num_disk_losses += kind.needs_disk
         self._know(kind.cause)
+
+    def _is_over(self, fault: Fault, kind: Kind, to_step: int, is_disk: bool) -> bool:
+        """The whole standstill at once, where nothing comes before its end and nobody keeps its course: the same as one thing after the other, in half the time."""
+        setting, nodes, kernel, now_s = self.setting, self.nodes, self.kernel, self.kernel.now_s
+        decision = setting.decide(fault.kind, kind.cause, nodes.gang, nodes.spare, nodes.repair)
+        is_reform = decision.action is Action.REFORM
+        if not is_reform and decision.action is not Action.RESTART:
+            return False
+        drawn = self.chance.swaps if is_reform else self.chance.starts
+        plan_s = (
+            drawn[-1] if drawn else self.chance.next_of(drawn),
+            setting.restore_disk_s if is_disk else setting.restore_memory_s,
+            0.0 if is_reform else setting.compile_s,
+        )
+        known_s = now_s + fault.detect_s
+        back_s = known_s + plan_s[0] + plan_s[1] + plan_s[2]
+        if kernel.fed_s <= back_s:
+            self._pass_over(back_s)
+        if not kernel.jump(back_s):
+            return False
+        drawn.pop()
+        at, book = self.progress.at, self.book
+        lost_s = (at - to_step) * self._pace.productive_s
+        book[PRODUCTIVE] -= lost_s
+        book[LOST] += lost_s
+        book[DETECT] += known_s - now_s
+        self._book_return(back_s - known_s, plan_s)
+        self.lost_steps += int(at) - to_step
+        self.num_disk_losses += kind.needs_disk
+        self.num_recoveries += 1
+        self.num_interruptions[kind.cause] = self.num_interruptions.get(kind.cause, 0) + 1
+        if nodes.since_s != now_s:
+            nodes.tick(now_s)
+        nodes.steps = False
+        if nodes.gang != decision.num_workers:
+            nodes.tick(known_s)
+            nodes.resize(decision.num_workers)
+        self._begin(to_step)
+        return True
+
+    def _book_return(self, elapsed_s: float, plan_s: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Gives so much of the way back to its parts, in order; what rounding leaves is of the last."""
+        start_s, restore_s, compile_s = plan_s
+        took_s = min(elapsed_s, start_s)
+        restored_s = min(elapsed_s - took_s, restore_s) if compile_s else elapsed_s - took_s
+        compiled_s = elapsed_s - took_s - restored_s if compile_s else 0.0
+        book = self.book
+        book[RESTART] += took_s
+        book[RESTORE] += restored_s
+        book[RECOMPILE] += compiled_s
+        return took_s, restored_s, compiled_s
 
     def _stop_for(self, fault: Fault, kind: Kind) -> None:
         """A stop in good order: the state is saved, then the work takes the time that a repair of its class takes."""
@@ -335,8 +395,9 @@ class Job:
         self._close(now_s)
         self.progress.committed(now_s)
         outage = self._stand(kind.cause, int(self.progress.at), self.setting.memory_steps is None)
-        outage.kind, outage.phase = fault.kind, PLANNED
-        outage.until_s = now_s + self.setting.save_s + fault.repair_s
+        outage.kind, outage.save_s = fault.kind, self.setting.save_s
+        outage.phase = WAITING
+        outage.until_s = now_s + outage.save_s + fault.repair_s
         self._know(kind.cause)
 
     def _order(self, why: str, node: int | None = None) -> None:
@@ -379,8 +440,7 @@ class Job:
         at = progress.at
         if self.is_logged:
             self._tell_steps(to_step, progress.disk)
-        outage = self._outage = Outage(now_s, name, to_step, is_disk)
-        outage.from_step = int(at)
+        outage = self._outage = Outage(now_s, name, int(at), to_step, is_disk)
         outage.lost_s = lost_s = (at - to_step) * self._pace.productive_s
         self.lost_steps += outage.from_step - to_step
         if self.is_kept:
@@ -391,8 +451,9 @@ class Job:
         self.book[LOST] += lost_s
         if self._corrupt:
             self._corrupt = [row for row in self._corrupt if row[1] < to_step]
-        self._count(name)
-        self.nodes.tick(now_s)
+        self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
+        if self.nodes.since_s != now_s:
+            self.nodes.tick(now_s)
         self.nodes.steps = False
         return outage
 
@@ -404,10 +465,12 @@ class Job:
         outage = self._outage
         assert outage is not None
         self._turn = turn = self._turn + 1
-        outage.fault = (name, outage.kind if fault is None else fault.kind, outage.node if fault is None else fault.node)
-        if self.is_logged and (outage.phase is not DETECTING or outage.until_s <= self.kernel.now_s):
-            self.log.append(("fault", self.kernel.now_s, 0.0, *outage.fault))
-        self._pass_over(outage.until_s)
+        if self.is_logged:
+            outage.fault = (name, outage.kind if fault is None else fault.kind, outage.node if fault is None else fault.node)
+            if outage.phase is not DETECTING or outage.until_s <= self.kernel.now_s:
+                self.log.append(("fault", self.kernel.now_s, 0.0, *outage.fault))
+        if self.kernel.fed_s <= outage.until_s:
+            self._pass_over(outage.until_s)
         if self.kernel.jump(outage.until_s):
             self._book_down(outage.until_s)
             self._decide(outage)
@@ -416,12 +479,13 @@ class Job:
 
     def _pass_over(self, until_s: float) -> None:
         """Leaves out the faults until then that nothing comes of, because the gang stands."""
-        kernel, faults = self.kernel, self.faults
-        while kernel.fed_s <= until_s:
-            fault = faults[kernel.fed_place]
-            if fault.luck < self._idle and not self._kinds[fault.kind].is_of_job:
-                return
-            kernel.skip()
+        kernel, lucks, idle = self.kernel, self._lucks, self._idle
+        place = kernel.fed_place
+        while self.faults.times_s[place] <= until_s and lucks[place] >= idle:
+            place += 1
+            if place == len(lucks):
+                break
+        kernel.skip_to(place)
 
     def _blocked_within(self, lost: float) -> float:
         return self.setting.blocked_s * int(lost // self.progress.interval) if self.progress.interval else 0.0
@@ -438,7 +502,7 @@ class Job:
             outage.phase, outage.until_s = DETECTING, now_s + fault.detect_s
             self._know(kind.cause, fault)
         elif self.is_logged:
-            outage.echoes.append((kind.cause, fault.kind, fault.node))
+            outage.echoes += ((kind.cause, fault.kind, fault.node),)
 
     def _lose_copies(self, outage: Outage) -> None:
         """The copies in memory that the gang was to go on from are lost as well."""
@@ -478,14 +542,16 @@ class Job:
         self.num_recoveries += 1
         is_reform = setting.reforms and action is not Action.RESTART
         drawn = self.chance.swaps if is_reform else self.chance.starts
-        start_s = drawn.pop() if drawn else self.chance.first_of(drawn)
+        start_s = self.chance.next_of(drawn)
+        drawn.pop()
         restore_s = setting.restore_disk_s if outage.is_disk else setting.restore_memory_s
         compile_s = 0.0 if is_reform else setting.compile_s
         outage.plan_s = (start_s, restore_s, compile_s)
         outage.phase = RETURNING
         self._turn = turn = self._turn + 1
         back_s = kernel.now_s + start_s + restore_s + compile_s
-        self._pass_over(back_s)
+        if kernel.fed_s <= back_s:
+            self._pass_over(back_s)
         if kernel.jump(back_s):
             self._on_resumed(turn)
         else:
@@ -504,12 +570,8 @@ class Job:
         self._since_s = now_s
         if outage.phase is RETURNING:
             start_s, restore_s, compile_s = outage.plan_s
-            took_s = min(elapsed_s, start_s)
-            restored_s = min(elapsed_s - took_s, restore_s) if compile_s else elapsed_s - took_s
-            compiled_s = elapsed_s - took_s - restored_s if compile_s else 0.0
-            book[RESTART] += took_s
-            book[RESTORE] += restored_s
-            book[RECOMPILE] += compiled_s
+            took_s, restored_s, compiled_s = self._book_return(elapsed_s, outage.plan_s)
+            outage.plan_s = (start_s - took_s, restore_s - restored_s, compile_s - compiled_s)
             parts_s[2] += took_s
             parts_s[3] += restored_s
             parts_s[4] += compiled_s
@@ -521,7 +583,8 @@ class Job:
             if self.is_logged:
                 self.log.append(("fault", now_s, elapsed_s, *outage.fault))
         else:
-            saved_s = min(elapsed_s, self.setting.save_s) if outage.phase is PLANNED else 0.0
+            saved_s = min(elapsed_s, outage.save_s)
+            outage.save_s -= saved_s
             book[CHECKPOINT] += saved_s
             book[WAIT] += elapsed_s - saved_s
             parts_s[1] += elapsed_s
@@ -529,7 +592,7 @@ class Job:
                 self.log.append(("wait", now_s, saved_s, elapsed_s - saved_s, outage.from_step, outage.why or outage.reason))
         if outage.echoes:
             self.log.extend(("fault", now_s, 0.0, *echo) for echo in outage.echoes)
-            outage.echoes.clear()
+            outage.echoes = ()
         if self.is_kept:
             self._mark(now_s)
 
@@ -558,9 +621,8 @@ class Job:
     def _grow(self) -> None:
         """Nodes are back: a gang that shrank takes them where that pays."""
         setting, nodes = self.setting, self.nodes
-        size = min(nodes.gang + nodes.spare, setting.num_gang) // setting.replica_nodes * setting.replica_nodes
-        if nodes.gang + nodes.spare >= setting.num_gang:
-            size = setting.num_gang
+        possible = nodes.gang + nodes.spare
+        size = setting.num_gang if possible >= setting.num_gang else setting.smaller(possible)
         rest_s = self.progress.remaining_s(self.num_steps, self._pace.step_s)
         if should_grow(num_workers=nodes.gang, num_possible=size, expected_s=min(rest_s, setting.mtbf_s), reform_s=setting.scenario.recovery.swap.mean_s):
             self._order("grown")
@@ -573,9 +635,9 @@ class Job:
         if self._outage is None:  # what was until now was at the speed until now
             self._close(self.kernel.now_s)
             self._mark(self.kernel.now_s)
+        self._close(self.kernel.now_s)
+        self._book_down(self.kernel.now_s)
         if self.is_kept:
-            self._close(self.kernel.now_s)
-            self._book_down(self.kernel.now_s)
             self._mark(self.kernel.now_s, is_due=True)
         self._speed = 1.0 if limit is None else limit.speed_fraction
         self._repace()
@@ -586,10 +648,9 @@ class Job:
         """The book and the nodes' seconds up to now; where a mark was made just before, only if it is due."""
         if is_due or now_s - self._marked_s >= self._resolution_s:
             self._marked_s = now_s
-            self.nodes.tick(now_s)
             self.marks.extend(self.book)
             self.marks.extend((now_s, self._speed))
-            self.marks.extend(self.nodes.seconds)
+            self.marks.extend(self.nodes.seconds_at(now_s))
 
     def _tell_steps(self, *splits: int, is_end: bool = True) -> None:
         """Logs the whole steps since the last such row: up to each of ``splits`` that lies among them, and after it, unless the span goes on (not ``is_end``).

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 class Workload:
     """One synchronous training job. ``parts_s`` add up to ``step_s``; of them those that name communication may be congested.
 
-    ``num_chips_per_replica``: of one data-parallel replica; an elastic gang shrinks by whole ones. ``step_s_by_chips``: the estimate on fewer chips
-    where it was made; else a step takes as much longer as there are fewer replicas.
+    ``num_chips_per_replica``: of one data-parallel replica; an elastic gang shrinks by whole ones. ``step_s_by_chips``: the estimate on fewer chips,
+    of every size that may be run; where none was made, a step takes as much longer as there are fewer replicas.
     """
 
     name: str
