@@ -3,7 +3,8 @@
     flock -x /tmp/cpu.lock python benchmarks/twin_compare.py --runs DIR [--num-checks 2]
 
 Each run is `colossus train recipes/shakespeare.toml --workers 2 --kill 1@100`, about two minutes on two cores. The first one fills caches and counts for
-nothing, the second calibrates, each of the others is compared with the twin as it was calibrated on the second.
+nothing, the second calibrates, each of the others is compared with the twin as it was calibrated on the second. ``load``: processes that wanted a core
+over the run's last five minutes; two are the run's own, and what is above the number of cores makes steps longer than the twin can know.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ def main() -> None:
     parser.add_argument("--num-checks", type=int, default=2)
     asked = parser.parse_args()
     colossus("machine", "--measure", "--runs", asked.runs)
-    folders = []
+    folders, loads = [], []
     for _ in range(2 + asked.num_checks):
         report = json.loads(colossus("train", RECIPE, *DEMO, "--runs", asked.runs, "--json"))
         folders.append(Path(report["run"]))
-        print(f"{report['run']}: {report['wall_s']:.1f} s, median step {report['median_step_s']:.3f} s, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+        loads.append(os.getloadavg()[1])
+        print(f"{report['run']}: {report['wall_s']:.1f} s, median step {report['median_step_s']:.3f} s, load {loads[-1]:.1f}", file=sys.stderr)
     told = json.loads(colossus("calibrate", folders[1], "--runs", asked.runs, "--json"))
     result = {
         "machine": told["times"]["machine"],
         "date": told["times"]["date"],
         "command": f"colossus train recipes/shakespeare.toml {' '.join(DEMO)}",
-        "calibrated_on": compared(folders[1]),
-        "checked_on": [compared(folder) for folder in folders[2:]],
+        "calibrated_on": compared(folders[1]) | {"load": loads[1]},
+        "checked_on": [compared(folder) | {"load": load} for folder, load in zip(folders[2:], loads[2:], strict=True)],
     }
     (HERE / "results" / "twin_compare.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

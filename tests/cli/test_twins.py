@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from colossus.cli.launch import make_plan, resolve_model
-from colossus.cli.twins import data_digest, job_digest, known_times, times_file
+from colossus.cli.own_times import data_digest, job_digest, known_times, times_file
 from colossus.engine.machine import describe_machine
 from colossus.report import summarize_run
 from colossus.spec.event import read_events
@@ -140,7 +140,7 @@ def test_a_machine_of_the_catalog_lives_through_its_faults(say, tmp_path, job_fi
 @pytest.mark.slow
 def test_a_real_run_and_its_twin_tell_the_same_kinds(tmp_path):
     """Two ranks, a kill, a tiny job: what happens and how often is the same; how long it takes is in a test of its own (benchmarks/twin_compare.py)."""
-    train(tmp_path, "--kill", "1@80")
+    train(tmp_path, "--kill", "1@410", "--set", "num_steps=500")  # long enough for a standby to be ready, and not while a save is under way
     folder = tmp_path / "linear-1"
     run_for_real("calibrate", folder, "--runs", tmp_path, runs=tmp_path)
     told = json.loads(run_for_real("compare", folder, "--json", runs=tmp_path)[0])
@@ -149,7 +149,7 @@ def test_a_real_run_and_its_twin_tell_the_same_kinds(tmp_path):
     same = real.keys() - {"step", "checkpoint_started", "checkpoint_saved", "standby_ready", "interval_chosen"}
     assert {kind: real[kind] for kind in same} == {kind: twin[kind] for kind in same}
     reports = [summarize_run(Run(Path(path))) for path in told["runs"]]
-    assert [report.steps for report in reports] == [160, 160] and all(report.num_faults == 1 for report in reports)
+    assert [report.steps for report in reports] == [500, 500] and all(report.num_faults == 1 for report in reports)
     assert all(round(report.goodput_s + sum(report.badput_s.values()), 6) == report.wall_s for report in reports)
 
 

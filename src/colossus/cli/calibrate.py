@@ -85,7 +85,7 @@ def own_places(own: Sequence[Path], places: Sequence[Path]) -> tuple[list[Path],
 def _fit_own(folders: Sequence[Path], runs: Path, *, as_json: bool) -> None:
     from colossus.cli.hardware import own_file
     from colossus.cli.own_runs import calibrate_on
-    from colossus.cli.twins import learn_times, times_file
+    from colossus.cli.own_times import learn_times, times_file
     from colossus.plan.own_runs import planned_s
     from colossus.spec.errors import DataError
     from colossus.spec.units import format_quantity

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colossus.cli.launch import TWIN, Kills, check_kills, load_any_job, make_plan, prior_mtbf_s, resolve_model, smaller_layouts, start_payload
-from colossus.spec.errors import ColossusError, DataError, EngineError
+from colossus.cli.own_times import data_digest, job_digest, known_times
+from colossus.spec.errors import ColossusError, EngineError
 from colossus.spec.event import Event, append_events, read_events
 from colossus.spec.job import RecoverySpec, TrainJob
 from colossus.spec.layout import Layout
 from colossus.spec.machine import How, Machine
 from colossus.spec.plan import Plan
-from colossus.spec.run import Run, create_simulation, open_run, write_atomic
+from colossus.spec.run import Run, create_simulation, write_atomic
 from colossus.spec.times import RunTimes
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ _HERE = "this"
 _MANY_STEPS, _SPAN_STEPS = 20_000, 100_000
 _TICK_S, _COARSE_TICK_S = 0.05, 1.0
 _FLUSH_EVENTS = 2000
-_FEW_STEPS = 3
+_MANY_TRIES = 1000
 _PLAN_OPTIONS = ("chips", "precision", "program", "sequences", "sequence_tokens", "tokens", "layout")
 
 
@@ -127,78 +126,6 @@ class _Log:
 
 
 # This machine, as it was calibrated
-
-
-def times_file(runs: Path) -> Path:
-    return runs / ".cache" / "times.json"
-
-
-def known_times(runs: Path) -> RunTimes | None:
-    """What ``colossus calibrate RUN`` learned of this machine; None where it never ran or its file is damaged."""
-    try:
-        return RunTimes.from_data(json.loads(times_file(runs).read_text()), origin=str(times_file(runs)))
-    except (OSError, ValueError, ColossusError):
-        return None
-
-
-def learn_times(folders: Sequence[Path], runs: Path) -> RunTimes | None:
-    """Times of the real runs on this machine, written where its twin finds them; None where none of them can tell any."""
-    from datetime import date
-
-    from colossus.cli.hardware import known_machine
-    from colossus.plan.run_times import times_of
-
-    machine = known_machine(runs, measure=False)
-    used = [run for folder in folders if (run := _run_here(folder, runs, machine)) is not None]
-    if not used:
-        return None
-    names, job, before = [str(run.folder) for run in used], used[-1].load_job(), known_times(runs)
-    about: dict[str, Any] = {"machine": machine.identity, "how": How.MEASURED, "source": f"colossus calibrate on {', '.join(names)}"}
-    about |= {"date": date.today().isoformat(), "runs": names, "job": job_digest(job), "data": data_digest(job)}
-    try:
-        found = times_of([list(read_events(run.events)) for run in used], known=before if before and before.machine == machine.identity else None, **about)
-    except DataError:
-        return None
-    times_file(runs).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(times_file(runs), found.to_json())
-    return found
-
-
-def _run_here(folder: Path, runs: Path, machine: Machine) -> Run | None:
-    """A run that was made on this machine, and has steps; what is against another is told where steps are fitted."""
-    try:
-        run = open_run(folder, runs)
-        is_here = run.load_machine().identity == machine.identity
-    except ColossusError:
-        return None
-    num_steps = sum(event.kind == "step" for event in read_events(run.events)) if is_here and run.events.exists() else 0
-    return run if num_steps > _FEW_STEPS else None
-
-
-def job_digest(job: TrainJob) -> str:
-    """Jobs of one digest take the same times: the number of steps and what is done about faults change none."""
-    program = job.program and _program_digest(job.program)
-    free = {
-        "program": program,
-        "num_steps": 1_000_000,
-        "recovery": RecoverySpec(),
-        "name": "x",
-        "optimizer": job.optimizer.model_copy(update={"warmup_steps": 0}),
-    }
-    return job.model_copy(
-        update=free | {"checkpoint": type(job.checkpoint)(), "evaluation": type(job.evaluation)(num_batches=job.evaluation.num_batches)}
-    ).digest()
-
-
-def _program_digest(program: str) -> str:
-    """Each run keeps a copy of its program's file in its own folder."""
-    place, _, function = program.rpartition(":")
-    file = Path(place)
-    return f"{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}:{function}" if place.endswith(".py") and file.exists() else program
-
-
-def data_digest(job: TrainJob) -> str:
-    return "" if job.data is None else job.data.digest()
 
 
 def stage_here(job: TrainJob, runs: Path, *, kills: Kills, is_cold: bool = False, machine: Machine | None = None, plan: Plan | None = None) -> Staged:
@@ -302,7 +229,7 @@ def stage_there(job_file: Path, machine: str, assignments: tuple[str, ...], work
     workload = ordered.workload
     num_workers = -(-workload.num_job_chips // ordered.machine.node.num_chips)
     check_kills(kills, num_workers)
-    times, mtbf_s, faults = _of_scenario(ordered)
+    times, mtbf_s, faults, num_spares = _of_scenario(ordered)
     ram_lost_by = frozenset({"kill", "hang"}) if ordered.scenario.checkpoint.memory.value == "own" else frozenset()
     script = _script(job, times, step_s=workload.step_s, kills=kills, ram_lost_by=ram_lost_by)
     started = {
@@ -328,16 +255,20 @@ def stage_there(job_file: Path, machine: str, assignments: tuple[str, ...], work
         mtbf_s=mtbf_s,
         kills=kills,
         faults=faults,
-        # With thousands of nodes faults meet, and are no reason to give the program up.
-        recovery=job.recovery.model_copy(
-            update={"max_restarts_without_progress": max(job.recovery.max_restarts_without_progress, 1000), "allow_fewer_workers": False}
-        ),
+        recovery=_recovery_there(job.recovery, num_workers, num_spares),
         tick_s=_COARSE_TICK_S,
     )
 
 
-def _of_scenario(ordered: Ordered) -> tuple[RunTimes, float, list[Strike]]:
-    """Times, the gang's time between failures and the faults that the supervisor can meet: crashes of nodes and of processes, and hangs."""
+def _recovery_there(asked: RecoverySpec, num_workers: int, num_spares: int) -> RecoverySpec:
+    """With thousands of nodes faults meet, and are no reason to give the program up; where the job says nothing, a hundredth of the nodes stands by."""
+    standbys = asked.num_standbys if "num_standbys" in asked.model_fields_set else min(num_spares, max(1, num_workers // 100))
+    tries = max(asked.max_restarts_without_progress, _MANY_TRIES)
+    return asked.model_copy(update={"num_standbys": standbys, "max_restarts_without_progress": tries, "allow_fewer_workers": False})
+
+
+def _of_scenario(ordered: Ordered) -> tuple[RunTimes, float, list[Strike], int]:
+    """Times, the gang's time between failures, spare nodes, and the faults that the supervisor can meet: crashes of nodes and of processes, and hangs."""
     from colossus.spec.faults import Effect, Unit
     from colossus.twin.faults import draw_faults
     from colossus.twin.setting import Setting
@@ -374,4 +305,4 @@ def _of_scenario(ordered: Ordered) -> tuple[RunTimes, float, list[Strike]]:
         if each.effect in (Effect.CRASH, Effect.HANG):
             cause = "hang" if each.effect is Effect.HANG else "exit" if each.takes is Unit.NONE else "kill"
             strikes.append((fault.time_s, fault.node, cause))
-    return times, setting.mtbf_s, strikes
+    return times, setting.mtbf_s, strikes, setting.grounds.num_nodes - setting.grounds.num_gang_nodes

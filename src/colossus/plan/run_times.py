@@ -20,6 +20,7 @@ _GUESSES: dict[str, tuple[str, float]] = {
     "restore_ram_s": ("copy_s", 1.0),
     "restore_disk_s": ("save_s", 1.0),
     "first_evaluation_s": ("evaluation_s", 1.0),
+    "evaluation_s": ("first_evaluation_s", 1.0),
     "last_save_s": ("save_s", 1.0),
     "last_blocked_s": ("blocked_s", 1.0),
     "save_s": ("last_save_s", 1.0),

@@ -105,7 +105,8 @@ class Accountant:
         blocked_us = inside_us + untold_us
         self._told_us = 0
         for wait, wait_us in (*waits_us.items(), (Cause.CHECKPOINT, blocked_us)):
-            self.ledger.fill(min(at_us, self.ledger.now_us + wait_us), wait)
+            if wait_us:
+                self.ledger.fill(min(at_us, self.ledger.now_us + wait_us), wait)
         self.ledger.fill(at_us, cause, step, num_steps=num_steps)
         self.state = State.STEPPING
         self._step_us = (at_us - start_us) // num_steps

@@ -26,6 +26,7 @@ class Ledger:
         self._counts = array("q")
         self.now_us = 0
         self._given_us = [0] * len(CAUSES)
+        self._lost_us = 0
 
     def fill(self, until_us: int, cause: Cause, step: int = _NO_STEP, *, num_steps: int = 1) -> None:
         """Gives what is not yet given, up to ``until_us``, to ``cause``; nothing when that has passed."""
@@ -46,6 +47,7 @@ class Ledger:
             if self._steps[index] <= to_step:
                 return
             self._codes[index] = _LOST
+            self._lost_us += self._ends_us[index] - (self._ends_us[index - 1] if index else 0)
             kept = to_step - (self._steps[index] - self._counts[index])
             if kept > 0:
                 self._keep(index, to_step, kept)
@@ -54,8 +56,9 @@ class Ledger:
     def _keep(self, index: int, step: int, num_steps: int) -> None:
         """The first steps of a lost span are productive all the same."""
         begin_us = self._ends_us[index - 1] if index else 0
-        length_us = self._ends_us[index] - begin_us
-        self._ends_us.insert(index, begin_us + length_us * num_steps // self._counts[index])
+        kept_us = (self._ends_us[index] - begin_us) * num_steps // self._counts[index]
+        self._lost_us -= kept_us
+        self._ends_us.insert(index, begin_us + kept_us)
         self._codes.insert(index, _PRODUCTIVE)
         self._steps.insert(index, step)
         self._counts.insert(index, num_steps)
@@ -67,9 +70,9 @@ class Ledger:
 
     def totals_us(self) -> dict[Cause, int]:
         """Microseconds by cause; their sum is ``now_us``."""
-        totals = [0] * len(CAUSES)
-        for start_us, end_us, code, *_ in self._spans():
-            totals[code] += end_us - start_us
+        totals = list(self._given_us)
+        totals[_PRODUCTIVE] -= self._lost_us
+        totals[_LOST] += self._lost_us
         return dict(zip(CAUSES, totals, strict=True))
 
     def bins(self, num_bins: int) -> tuple[dict[Cause, list[float]], list[float]]:
@@ -82,6 +85,11 @@ class Ledger:
         rates = [0.0] * num_bins
         for start_us, end_us, code, step, num_steps in self._spans():
             first, last = int(start_us / width_us), min(int(end_us / width_us), num_bins - 1)
+            if first == last:
+                shares[code][first] += (end_us - start_us) / width_us
+                if step != _NO_STEP:
+                    rates[first] += num_steps / width_us * MICRO
+                continue
             for index in range(min(first, num_bins - 1), last + 1):
                 part_us = min(end_us, (index + 1) * width_us) - max(start_us, index * width_us)
                 if part_us <= 0:

@@ -89,6 +89,9 @@ class Lineage:
 
     def median_step_s(self) -> float | None:
         """The middle one of the steps' wall times, of the lower two when they are even; a span's steps count as equal."""
+        if len(self.counts) == sum(self.counts):
+            alone = sorted(self.durations_us)
+            return alone[(len(alone) - 1) // 2] / MICRO if alone else None
         ordered = sorted((duration_us / count, count) for duration_us, count in zip(self.durations_us, self.counts, strict=True))
         behind = (sum(self.counts) - 1) // 2
         for duration_us, count in ordered:

@@ -180,6 +180,14 @@ def append_events(path: Path, events: list[Event]) -> None:
         os.close(descriptor)
 
 
+def _read(data: dict[str, Any]) -> Event:
+    """An event as its constructor makes it, at half the cost: logs have hundreds of thousands."""
+    event = object.__new__(Event)
+    event.__dict__.update(time_s=data["time_s"], kind=data["kind"], payload=data["payload"], scope=data["scope"])
+    event.__post_init__()
+    return event
+
+
 def read_events(path: Path, *, offset: int = 0) -> Iterator[Event]:
     """The events of a file from a byte offset on; torn, foreign or unknown lines are skipped."""
     with path.open("rb") as file:
@@ -187,6 +195,6 @@ def read_events(path: Path, *, offset: int = 0) -> Iterator[Event]:
         for line in file:
             try:
                 data = json.loads(line.decode())
-                yield Event(time_s=data["time_s"], kind=data["kind"], payload=data["payload"], scope=data["scope"])
+                yield _read(data)
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue

@@ -95,7 +95,7 @@ class TwinService:
 class TwinEngine:
     """``faults`` in order of time are taken as they come; one for a rank that is not there does nothing. ``on_event``: where what workers write goes.
 
-    ``tick_s``: how often the supervisor looks while a fault can be told by silence alone. ``step``: the last of a checkpoint to begin with.
+    ``tick_s``: how often the supervisor looks while a fault can be told by silence alone. ``begin_s``: when the first worker may start.
     """
 
     def __init__(self, script: Script, on_event: Callable[[Event], None], *, faults: Iterable[Strike] = (), tick_s: float = 0.05, begin_s: float = 0.0) -> None:

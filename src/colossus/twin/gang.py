@@ -84,8 +84,8 @@ class Gang:
 
     def voices(self) -> tuple[list[TwinWorker], dict[str, Any]]:
         """Who speaks, and what they add: each for itself, or in a large gang the first for all."""
-        alive = [worker for worker in self.members.values() if worker.speaks] if self.size <= _VOICES else []
-        return (alive, {}) if self.size <= _VOICES else ([next(worker for worker in self.members.values() if worker.speaks)], {"all": True})
+        alive = (worker for worker in self.members.values() if worker.speaks)
+        return (list(alive), {}) if self.size <= _VOICES else ([next(alive)], {"all": True})
 
     # From the order to the first step
 

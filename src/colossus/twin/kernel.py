@@ -66,21 +66,19 @@ class Kernel:
                 self.now_s, _, _, action, argument = pop(queue)
                 action(argument)
             elif self.fed_s <= until_s and self.fed_s < inf:
-                self._next_of_feed()
+                self.now_s, place = self.fed_s, self.fed_place
+                self.fed_place = following = place + 1
+                self.fed_s = self._feed[following] if following < len(self._feed) else inf
+                self._feed_action(place)
             else:
                 break
             number += 1
         self.num_events += number
 
-    def skip(self) -> None:
-        """Passes over the next of the times that were fed."""
-        self.fed_place = place = self.fed_place + 1
+    def skip_to(self, place: int) -> None:
+        """Passes over the times that were fed, up to that place."""
+        self.fed_place = place
         self.fed_s = self._feed[place] if place < len(self._feed) else inf
-
-    def _next_of_feed(self) -> None:
-        self.now_s, place = self.fed_s, self.fed_place
-        self.skip()
-        self._feed_action(place)
 
     def clear(self) -> None:
         """Forgets all events to come, which ends ``run``."""

@@ -60,7 +60,7 @@ class Job:
         self.nodes = Nodes(grounds.num_nodes, grounds.num_gang_nodes)
         self.progress = Progress(blocked_s=setting.blocked_s, save_s=setting.save_s)
         self.book = [0.0] * len(BOOK)
-        self.faults: Sequence[Fault] = draw_faults(setting.profile, scenario, grounds, seed=seed)
+        self.faults = draw_faults(setting.profile, scenario, grounds, seed=seed)
         self.lemons = set(lemon_nodes(setting.profile, grounds, seed=seed).tolist())
         self.chance = Chance(seed, scenario.recovery)
         self.num_steps = setting.workload.num_steps
@@ -88,9 +88,10 @@ class Job:
         self._drains = scenario.recovery.drain_after_faults is not None
         self._failed_repair = setting.profile.failed_repair_fraction
         self._idle = setting.profile.idle_fraction
+        self._lucks = self.faults.lucks
         self._speed = 1.0
         self._set_pace()
-        self.is_kept, self.is_logged = is_kept, is_logged
+        self.is_kept, self.is_logged = is_kept or is_logged, is_logged
         self.log: list[tuple[Any, ...]] = []
         self.marks = array("d", [0.0] * len(BOOK) + [0.0, 1.0] + [0.0] * len(self.nodes.seconds))
         self._marked_s, self._resolution_s = 0.0, scenario.horizon_s / _MARKS
@@ -100,7 +101,7 @@ class Job:
     def run(self) -> None:
         setting, kernel = self.setting, self.kernel
         horizon_s = setting.scenario.horizon_s
-        kernel.feed([fault.time_s for fault in self.faults], self._on_fault)
+        kernel.feed(self.faults.times_s, self._on_fault)
         if setting.scenario.stragglers.diurnal_fraction:
             self._on_half_day(None)
         for limit in self.limits:
@@ -205,10 +206,10 @@ class Job:
     # Faults
 
     def _on_fault(self, place: int) -> None:
+        if self._outage is not None and self._lucks[place] >= self._idle:
+            return  # a job that does not run has no bugs; and what stands still may not break
         fault = self.faults[place]
         kind = self._kinds[fault.kind]
-        if self._outage is not None and (kind.is_of_job or fault.luck >= self._idle):
-            return  # a job that does not run has no bugs; and what stands still may not break
         if not kind.is_of_job:
             was = self.nodes.place[fault.node]
             if was == REPAIR or (was == SPARE and fault.luck >= self._idle) or (fault.is_lemons and fault.node not in self.lemons):
@@ -329,11 +330,64 @@ class Job:
         is_disk = kind.needs_disk or setting.memory_steps is None
         if not is_disk:
             to_step = self.progress.in_memory(setting.memory_steps)  # type: ignore[arg-type]
+        if not (self.is_kept or self._corrupt) and self._is_over(fault, kind, to_step, is_disk):
+            return
         outage = self._stand(kind.cause, to_step, is_disk)
         outage.kind, outage.node = fault.kind, None if kind.is_of_job else fault.node
         outage.until_s = now_s + fault.detect_s
         self.num_disk_losses += kind.needs_disk
         self._know(kind.cause)
+
+    def _is_over(self, fault: Fault, kind: Kind, to_step: int, is_disk: bool) -> bool:
+        """The whole standstill at once, where nothing comes before its end and nobody keeps its course: the same as one thing after the other, in half the time."""
+        setting, nodes, kernel, now_s = self.setting, self.nodes, self.kernel, self.kernel.now_s
+        decision = setting.decide(fault.kind, kind.cause, nodes.gang, nodes.spare, nodes.repair)
+        is_reform = decision.action is Action.REFORM
+        if not is_reform and decision.action is not Action.RESTART:
+            return False
+        drawn = self.chance.swaps if is_reform else self.chance.starts
+        plan_s = (
+            drawn[-1] if drawn else self.chance.next_of(drawn),
+            setting.restore_disk_s if is_disk else setting.restore_memory_s,
+            0.0 if is_reform else setting.compile_s,
+        )
+        known_s = now_s + fault.detect_s
+        back_s = known_s + plan_s[0] + plan_s[1] + plan_s[2]
+        if kernel.fed_s <= back_s:
+            self._pass_over(back_s)
+        if not kernel.jump(back_s):
+            return False
+        drawn.pop()
+        at, book = self.progress.at, self.book
+        lost_s = (at - to_step) * self._pace.productive_s
+        book[PRODUCTIVE] -= lost_s
+        book[LOST] += lost_s
+        book[DETECT] += known_s - now_s
+        self._book_return(back_s - known_s, plan_s)
+        self.lost_steps += int(at) - to_step
+        self.num_disk_losses += kind.needs_disk
+        self.num_recoveries += 1
+        self.num_interruptions[kind.cause] = self.num_interruptions.get(kind.cause, 0) + 1
+        if nodes.since_s != now_s:
+            nodes.tick(now_s)
+        nodes.steps = False
+        if nodes.gang != decision.num_workers:
+            nodes.tick(known_s)
+            nodes.resize(decision.num_workers)
+        self._begin(to_step)
+        return True
+
+    def _book_return(self, elapsed_s: float, plan_s: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Gives so much of the way back to its parts, in order; what rounding leaves is of the last."""
+        start_s, restore_s, compile_s = plan_s
+        took_s = min(elapsed_s, start_s)
+        restored_s = min(elapsed_s - took_s, restore_s) if compile_s else elapsed_s - took_s
+        compiled_s = elapsed_s - took_s - restored_s if compile_s else 0.0
+        book = self.book
+        book[RESTART] += took_s
+        book[RESTORE] += restored_s
+        book[RECOMPILE] += compiled_s
+        return took_s, restored_s, compiled_s
 
     def _stop_for(self, fault: Fault, kind: Kind) -> None:
         """A stop in good order: the state is saved, then the work takes the time that a repair of its class takes."""
@@ -425,12 +479,13 @@ class Job:
 
     def _pass_over(self, until_s: float) -> None:
         """Leaves out the faults until then that nothing comes of, because the gang stands."""
-        kernel, faults = self.kernel, self.faults
-        while kernel.fed_s <= until_s:
-            fault = faults[kernel.fed_place]
-            if fault.luck < self._idle and not self._kinds[fault.kind].is_of_job:
-                return
-            kernel.skip()
+        kernel, lucks, idle = self.kernel, self._lucks, self._idle
+        place = kernel.fed_place
+        while self.faults.times_s[place] <= until_s and lucks[place] >= idle:
+            place += 1
+            if place == len(lucks):
+                break
+        kernel.skip_to(place)
 
     def _blocked_within(self, lost: float) -> float:
         return self.setting.blocked_s * int(lost // self.progress.interval) if self.progress.interval else 0.0
@@ -487,7 +542,8 @@ class Job:
         self.num_recoveries += 1
         is_reform = setting.reforms and action is not Action.RESTART
         drawn = self.chance.swaps if is_reform else self.chance.starts
-        start_s = drawn.pop() if drawn else self.chance.first_of(drawn)
+        start_s = self.chance.next_of(drawn)
+        drawn.pop()
         restore_s = setting.restore_disk_s if outage.is_disk else setting.restore_memory_s
         compile_s = 0.0 if is_reform else setting.compile_s
         outage.plan_s = (start_s, restore_s, compile_s)
@@ -514,13 +570,8 @@ class Job:
         self._since_s = now_s
         if outage.phase is RETURNING:
             start_s, restore_s, compile_s = outage.plan_s
-            took_s = min(elapsed_s, start_s)
-            restored_s = min(elapsed_s - took_s, restore_s) if compile_s else elapsed_s - took_s
-            compiled_s = elapsed_s - took_s - restored_s if compile_s else 0.0
+            took_s, restored_s, compiled_s = self._book_return(elapsed_s, outage.plan_s)
             outage.plan_s = (start_s - took_s, restore_s - restored_s, compile_s - compiled_s)
-            book[RESTART] += took_s
-            book[RESTORE] += restored_s
-            book[RECOMPILE] += compiled_s
             parts_s[2] += took_s
             parts_s[3] += restored_s
             parts_s[4] += compiled_s
