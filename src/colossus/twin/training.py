@@ -76,6 +76,8 @@ class Job:
         self.is_done = False
         self.failed: str | None = None
         self._slow: dict[int, float] = {}
+        self._suspects: list[Fault] = []
+        self._evicted: int | None = None
         self._history: dict[int, list[float]] = {}
         self._corrupt: list[tuple[float, int, Fault]] = []
         self._outage: Outage | None = None
@@ -145,7 +147,7 @@ class Job:
         if self.is_logged:
             self._span = Span(now_s, step, list(self.book), self.progress.num_saves)
         self._schedule_end()
-        if self.nodes.gang < setting.num_gang:
+        if self._suspects or self.nodes.gang < setting.num_gang:
             self._await()
 
     def _schedule_end(self) -> None:
@@ -291,6 +293,8 @@ class Job:
         if outage is not None and outage.phase is WAITING and outage.action is Action.WAIT:
             self._book_down(now_s)
             self._decide(outage)
+        elif outage is None and self._suspects:
+            self._evict()
         elif outage is None and self.nodes.gang < self.setting.num_gang:
             self._grow()
             if self._outage is None:
@@ -315,11 +319,32 @@ class Job:
             self._repace()
 
     def _on_evict(self, fault: Fault) -> None:
-        """The slow node is known: out with it, where a spare is at hand and the job runs."""
-        self.nodes.settle(self.kernel.now_s)
-        if fault.node in self._slow and self.nodes.spare and self._outage is None:
-            self._fail(fault.node, fault)
-            self._order("evicted", fault.node)
+        """The slow node is known: out with it, now where the job runs and a spare is at hand, else with the next standstill or return."""
+        if fault.node in self._slow:
+            self._suspects.append(fault)
+            if self._outage is None:
+                self._evict()
+
+    def _evict(self) -> None:
+        if self._take_out_suspects():
+            self._order("evicted", self._evicted)
+        elif self._suspects:
+            self._await()
+
+    def _take_out_suspects(self) -> bool:
+        """Known slow nodes go into repair, as far as spares fill their places; whether any did."""
+        nodes, waiting = self.nodes, self._suspects
+        nodes.settle(self.kernel.now_s)
+        self._suspects, gone = [], False
+        for fault in waiting:
+            if fault.node not in self._slow:
+                continue
+            if nodes.gang + nodes.spare > self.setting.num_gang:
+                gone = self._fail(fault.node, fault)
+                self._evicted = fault.node
+            else:
+                self._suspects.append(fault)
+        return gone
 
     def _corrupts(self, fault: Fault, is_gang: bool) -> None:
         """The state is wrong from now on and nobody knows, until it shows or a check finds it."""
@@ -355,7 +380,7 @@ class Job:
         is_disk = kind.needs_disk or setting.memory_steps is None
         if not is_disk:
             to_step = self.progress.in_memory(setting.memory_steps)  # type: ignore[arg-type]
-        if not (self.is_logged or self._corrupt) and self._is_over(fault, kind, to_step, is_disk):
+        if not (self.is_logged or self._corrupt or self._suspects) and self._is_over(fault, kind, to_step, is_disk):
             return
         outage = self._stand(kind.cause, to_step, is_disk)
         outage.kind, outage.node = fault.kind, None if kind.is_of_job else fault.node
@@ -561,6 +586,8 @@ class Job:
         """What policy does with what is left, and how long that takes."""
         setting, nodes, kernel = self.setting, self.nodes, self.kernel
         nodes.settle(kernel.now_s)
+        if self._suspects:
+            self._take_out_suspects()
         decision = setting.decide(outage.kind, outage.reason, nodes.gang, nodes.spare, nodes.repair)
         action = decision.action
         outage.action, outage.why = action, decision.reason
