@@ -149,7 +149,7 @@ class _Twin:
             component=each.component.value if each else "",
             effect=each.effect.value if each else "",
             node=row.node,
-            action=row.action,
+            action=str(row.action),
             reason=row.reason,
             lost_steps=row.from_step - row.to_step,
             lost_s=row.lost_s,

@@ -277,10 +277,10 @@ class Standing(Stepping):
 
     def _keep(self, outage: Outage, now_s: float) -> None:
         row = IncidentRow(
-            outage.begun_s, outage.kind, outage.node, str(outage.action), outage.why, outage.reason, outage.from_step, outage.to_step, outage.lost_s,
+            outage.begun_s, outage.kind, outage.node, outage.action, outage.why, outage.reason, outage.from_step, outage.to_step, outage.lost_s,
             tuple(outage.parts_s), "disk" if outage.is_disk else "ram",
         )  # fmt: skip
-        self.incidents.append(row)
+        self.rows.append(row)
         if self.is_logged:
             self.log.append(("recovered", now_s, row))
 

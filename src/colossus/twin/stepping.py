@@ -50,7 +50,7 @@ class Stepping(ABC):
         self._horizon_s = scenario.horizon_s
         self.num_disk_losses = 0
         self.stepping_s = 0.0
-        self.incidents: list[IncidentRow] = []
+        self.rows: list[tuple[Any, ...]] = []
         self.is_done = False
         self._slow: dict[int, float] = {}
         self._suspects: list[Fault] = []
@@ -71,6 +71,11 @@ class Stepping(ABC):
         self._marked_s, self._resolution_s = 0.0, scenario.horizon_s / _MARKS
         self.rewinds: list[tuple[float, float]] = []
         self._span = Span(0.0, 0, [], 0)
+
+    @property
+    def incidents(self) -> list[IncidentRow]:
+        """Every standstill, in order of its end."""
+        return list(map(IncidentRow._make, self.rows))
 
     @abstractmethod
     def _on_return(self, turn: int) -> None:

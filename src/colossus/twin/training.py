@@ -13,7 +13,6 @@ from colossus.twin.book import (
     LOST,
     PRODUCTIVE,
     WAITING,
-    IncidentRow,
 )
 from colossus.twin.faults import Fault
 from colossus.twin.nodes import GANG, REPAIR, SPARE
@@ -216,9 +215,7 @@ class Job(Standing):
             node = None if kind.is_of_job else fault.node
             parts_s = (known_s - now_s, 0.0, *took_s)
             source = "disk" if is_disk else "ram"
-            self.incidents.append(
-                IncidentRow(now_s, fault.kind, node, str(decision.action), decision.reason, kind.cause, int(at), to_step, lost_s, parts_s, source)
-            )
+            self.rows.append((now_s, fault.kind, node, decision.action, decision.reason, kind.cause, int(at), to_step, lost_s, parts_s, source))
             self._mark(back_s)
         self._begin(to_step)
         return True
