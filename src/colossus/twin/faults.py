@@ -103,7 +103,7 @@ class Faults(Sequence[Fault]):
         return len(self.times_s)
 
     def __getitem__(self, place: Any) -> Any:
-        return Fault._make(column[place] for column in self._columns)
+        return Fault(*[column[place] for column in self._columns])
 
 
 def draw_faults(profile: FaultProfile, scenario: Scenario, grounds: Grounds, *, seed: int) -> Faults:

@@ -46,10 +46,14 @@ class Kernel:
         """Calls ``action(argument)`` in ``delay_s``."""
         self.at(self.now_s + delay_s, action, argument, priority)
 
+    def is_free(self, time_s: float) -> bool:
+        """Whether no event comes up to and at that time."""
+        queue = self._queue
+        return not (time_s > self._until_s or self.fed_s <= time_s or (queue and queue[0][0] <= time_s))
+
     def jump(self, time_s: float) -> bool:
         """Makes it ``time_s`` where no event comes before or at that time, so that what would be asked for then can be done at once; whether it did."""
-        queue = self._queue
-        if time_s > self._until_s or self.fed_s <= time_s or (queue and queue[0][0] <= time_s):
+        if not self.is_free(time_s):
             return False
         self.now_s = time_s
         self.num_events += 1

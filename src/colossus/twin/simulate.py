@@ -78,7 +78,7 @@ class _Twin:
         workload, classes = setting.workload, setting.profile.classes
         steps = int(job.progress.at) if job._outage is None else job._outage.to_step
         spent = dict(zip(BOOK, job.book, strict=True))
-        goodput_s = spent.pop(BOOK[0])
+        goodput_s = max(0.0, spent.pop(BOOK[0]))  # rounding may leave less than nothing
         node_s = job.nodes.node_s(setting.machine.num_nodes, wall_s)
         tokens = float(steps * workload.tokens_per_step)
         bill = (
