@@ -21,7 +21,7 @@ from colossus.twin.book import (
 )
 from colossus.twin.faults import Fault, lemon_nodes
 from colossus.twin.kernel import Kernel
-from colossus.twin.nodes import Nodes
+from colossus.twin.nodes import GANG, Nodes
 from colossus.twin.progress import Pace, Progress
 from colossus.twin.setting import Setting
 
@@ -52,7 +52,7 @@ class Stepping(ABC):
         self.stepping_s = 0.0
         self.rows: list[tuple[Any, ...]] = []
         self.is_done = False
-        self._slow: dict[int, float] = {}
+        self._slow: dict[int, tuple[float, float]] = {}
         self._suspects: list[Fault] = []
         self._outage: Outage | None = None
         self._turn = self._awaited = 0
@@ -91,7 +91,7 @@ class Stepping(ABC):
         self.nodes.settle(now_s)
         self.nodes.tick(now_s)
         self.nodes.steps = True
-        if not self._is_paced or self.nodes.gang != self._paced_gang:
+        if self._slow or not self._is_paced or self.nodes.gang != self._paced_gang:
             self._set_pace()
         if self._is_adaptive or self._interval_of is not self._pace:
             self._interval_of = self._pace
@@ -154,7 +154,8 @@ class Stepping(ABC):
 
     def _set_pace(self) -> None:
         self._paced_gang, self._is_paced = self.nodes.gang, True
-        self._pace = self.setting.pace(self._paced_gang, max(self._slow.values()) if self._slow else 0.0, self._diurnal, self._speed)
+        slowest = max((slower for node, (slower, _) in self._slow.items() if self.nodes.place[node] == GANG), default=0.0)
+        self._pace = self.setting.pace(self._paced_gang, slowest, self._diurnal, self._speed)
 
     def _repace(self) -> None:
         """The step takes another time from now on, or when the gang is back."""
