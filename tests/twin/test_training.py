@@ -106,7 +106,7 @@ def test_corruption_costs_the_tries_that_find_the_good_state() -> None:
     (row,) = job.incidents
     assert row.source == "disk"
     assert row.to_step * STEP_S == pytest.approx(19_800.0, abs=300.0)  # saved last before it; copies take their time too
-    assert row.parts_s[0] == pytest.approx(3 * (120.0 + job.setting.restore_disk_s))  # seven or eight saves in question
+    assert row.parts_s[0] == pytest.approx(4 * (120.0 + job.setting.restore_disk_s))  # eight saves in question
     assert not job.num_corrupt
 
 
