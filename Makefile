@@ -49,7 +49,9 @@ lint: .venv/.installed-dev
 
 # Simulates the named machines anew: docs/gallery.
 gallery: .venv/.installed
+	$(BIN)/python benchmarks/gallery_build_out.py
 	$(BIN)/python benchmarks/gallery.py
+	$(BIN)/python benchmarks/gallery_build_out.py
 
 # Renews the lock files from pyproject.toml.
 lock: .venv/bin/uv

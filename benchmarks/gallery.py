@@ -38,7 +38,7 @@ def main() -> None:
     os.chdir(ROOT)  # commands name files as one does who stands there
     given = tomllib.loads((ROOT / "benchmarks" / "gallery.toml").read_text())
     FOLDER.mkdir(parents=True, exist_ok=True)
-    sections = [simulated(case) for case in given["pages"]] + [swept(case) for case in given["sweeps"]]
+    sections = [simulated(case) for case in given["pages"]] + [swept(case) for case in given["sweeps"]] + [grown()]
     (FOLDER / "README.md").write_text(HEAD + "\n" + "\n".join(sections))
     print(FOLDER / "README.md")
 
@@ -59,6 +59,12 @@ def swept(case: Mapping[str, str]) -> str:
         (FOLDER / f"{case['name']}.svg").write_text((Path(scratch) / "plots" / "sweep.svg").read_text())
     told = json.loads(out)["verdict"]
     return f"## {case['title']}\n\n{told} [Page]({case['name']}.html)\n\n![{case['title']}]({case['name']}.svg)\n\n```\ncolossus sweep {case['command']}\n```\n"
+
+
+def grown() -> str:
+    """The pages that gallery_build_out.py wrote."""
+    pages = "\n".join(f"- [{page.stem.removeprefix('build-out-')}]({page.name})" for page in sorted(FOLDER.glob("build-out-*.html")))
+    return f"## Sites that grow\n\nWhat `colossus build-out` makes of the catalog's sites: chips, power and money over time.\n\n{pages}\n"
 
 
 def colossus(verb: str, case: Mapping[str, str], scratch: str, *more: str) -> str:

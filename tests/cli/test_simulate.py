@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from colossus.catalog.scenarios import load_scenario
 from colossus.cli import simulate as cli_simulate
 from colossus.spec.event import read_events
 from colossus.spec.simulation import Simulation
 from tests.cli.calling import call
 
+ROOT = Path(__file__).parents[2]
 # A job of 16 days on 8 of 12 nodes, whose nodes fail far too often.
 BASE = ("simulate", "llama-3-8b", "--on", "h100-sxm*96", "--chips", 64, "--sequences", 128, "--tokens", "5e11", "--days", 8, "--set", "fault_factor=60")
 SWEEP = ("sweep", *BASE[1:])
@@ -77,6 +79,16 @@ def test_short_keys_quantities_and_options_reach_the_scenario(simulated):
     scenario = simulated(*BASE, "--set", "spares=2", "--set", "checkpoint.interval=30min", "--set", "recovery=cold", "--set", "power.limit=20 MW").scenario
     assert (scenario.recovery.num_spares, scenario.checkpoint.interval_s, scenario.recovery.kind.value, scenario.power.limit_w) == (2, 1800, "cold", 20e6)
     assert scenario.horizon_s == 8 * 86400 and scenario.fault_factor == 60
+
+
+def test_what_the_guide_says_can_be_set_can_be_set():
+    text = (ROOT / "docs" / "simulating.md").read_text()
+    told = re.findall(r'^    --set (\S+?=)(?:"([^"]+)"|(\S+))', text, re.MULTILINE)
+    assert len(told) >= 7
+    for key, quoted, bare in told:
+        load_scenario("default", (key + (quoted or bare),))
+    for file in (ROOT / "recipes" / "scenarios").glob("*.toml"):
+        assert load_scenario(file).name == file.stem
 
 
 def test_a_layout_of_ones_own_is_completed_or_refused(simulated, run):

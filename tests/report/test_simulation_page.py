@@ -128,6 +128,13 @@ def test_interruptions_within_a_standstill_are_explained():
     assert "30 standstills" in line(Player(few).at(1e9))
 
 
+def test_most_replicas_done_are_counted():
+    made = simulation(num_replicas=3)
+    tallies = [one.model_copy(update={"done": number > 0}) for number, one in enumerate(made.tallies)]
+    assert "2 of them within 54 d" in words.verdict(simulation(tallies=tallies))
+    assert "of the training done in" in words.verdict(made)
+
+
 def test_no_progress_is_said_in_words():
     one = simulation().first.model_copy(update={"time_to_train_s": None, "steps": 0})
     assert "No lasting progress" in words.verdict(simulation(tallies=[one]))

@@ -116,6 +116,9 @@ def _progress(simulation: Simulation) -> str:
     ideal = f"{duration(simulation.plan_s)} without any loss"
     if all(one.done for one in simulation.tallies):
         return f"Done after {duration(wall_s)}; {ideal}."
+    num_done = sum(one.done for one in simulation.tallies)
+    if 2 * num_done > len(simulation.tallies):
+        return f"Done after {duration(wall_s)}, {num_done} of them within {duration(simulation.scenario.horizon_s)}; {ideal}."
     if time_s is None:
         return f"No lasting progress in {duration(wall_s)}."
     share = quantile([one.steps / simulation.num_steps for one in simulation.tallies], 0.5)

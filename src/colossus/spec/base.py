@@ -47,7 +47,7 @@ class Spec(BaseModel):
         return _without_none(self, self.model_dump(mode="json", by_alias=True))
 
     def to_toml(self) -> str:
-        return tomli_w.dumps(self.to_data())
+        return tomli_w.dumps(_without_null(self.to_data()))
 
     def to_json(self) -> str:
         return json.dumps(self.to_data(), indent=2) + "\n"
@@ -69,6 +69,13 @@ def _without_none(spec: Spec, data: dict[str, Any]) -> dict[str, Any]:
         elif info.default is not None:
             kept[key] = "off"
     return kept
+
+
+def _without_null(data: Any) -> Any:
+    """Tables in lists leave out what is null too, which TOML cannot say."""
+    if isinstance(data, dict):
+        return {key: _without_null(value) for key, value in data.items() if value is not None}
+    return [_without_null(each) for each in data] if isinstance(data, list) else data
 
 
 def read_toml(path: Path) -> dict[str, Any]:

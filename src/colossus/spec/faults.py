@@ -75,7 +75,8 @@ class Unit(StrEnum):
 
 
 class FaultClass(Spec):
-    """One cause of faults. Each of the machine's ``per`` units has one every ``mtbf_s`` on average, at the age it is ``mtbf_s`` old where ``shape`` is not 1.
+    """One cause of faults. Each of the machine's ``per`` units has one every ``mtbf_s`` on average over all of
+    them, lemons included; where ``shape`` is not 1, one by the age of ``mtbf_s``.
 
     ``shape``: of the Weibull hazard, (shape / mtbf) (age / mtbf)^(shape - 1): below 1 infant mortality, 1 exponential, above 1 wear. ``takes``: what is out
     of service until it is repaired; NONE: nothing, CHIP and NODE: the node. ``repair`` None: it is back at once.

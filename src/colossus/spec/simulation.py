@@ -46,7 +46,7 @@ class Bill(Spec):
 class Tally(Spec):
     """Totals of one replica. ``goodput_s`` and the values of ``badput_s`` add up to ``wall_s``; those of ``node_s`` to nodes times ``wall_s``.
 
-    ``interruptions``: times the job stood still, by cause; ``faults``: all faults of the machine, spares included. ``done``: the job ended within
+    ``interruptions``: faults that hit the gang, also while it stood still, orders and outages, by cause; ``faults``: all of the machine, spares included. ``done``: the job ended within
     the horizon, after ``wall_s``. ``time_to_train_s``: when it ended, or would at the pace it had; None where it made no progress.
     """
 

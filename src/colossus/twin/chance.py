@@ -18,11 +18,11 @@ class Chance:
         self.swaps: list[float] = []
         self.starts: list[float] = []
 
-    def first_of(self, drawn: list[float]) -> float:
-        """Draws more of ``swaps`` or ``starts``, and gives one."""
-        duration = self._recovery.swap if drawn is self.swaps else self._recovery.start
-        drawn.extend(draw(duration, self._rng, 64).tolist())
-        return drawn.pop()
+    def next_of(self, drawn: list[float]) -> float:
+        """The last of ``swaps`` or ``starts``, which stays there; draws more where there is none."""
+        if not drawn:
+            drawn.extend(draw(self._recovery.swap if drawn is self.swaps else self._recovery.start, self._rng, 64).tolist())
+        return drawn[-1]
 
     def one(self, duration: Duration) -> float:
         return float(draw(duration, self._rng, 1)[0])

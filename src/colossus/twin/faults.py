@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,17 +91,33 @@ def lemon_nodes(profile: FaultProfile, grounds: Grounds, *, seed: int) -> np.nda
     return stream(seed, "lemons").choice(grounds.num_nodes, number, replace=False) if number else np.empty(0, dtype=np.int64)
 
 
-def draw_faults(profile: FaultProfile, scenario: Scenario, grounds: Grounds, *, seed: int) -> list[Fault]:
+class Faults(Sequence[Fault]):
+    """Faults in order of time, by column; one is put together when it is asked for. ``lucks``: of each, above 1 where nothing comes of it while the gang stands."""
+
+    def __init__(self, columns: Sequence[list[Any]], is_never_idle: Sequence[bool]) -> None:
+        self._columns = columns
+        self.times_s: list[float] = columns[0]
+        self.lucks = [2.0 if is_never_idle[kind] else luck for kind, luck in zip(columns[1], columns[-1], strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.times_s)
+
+    def __getitem__(self, place: Any) -> Any:
+        return Fault(*[column[place] for column in self._columns])
+
+
+def draw_faults(profile: FaultProfile, scenario: Scenario, grounds: Grounds, *, seed: int) -> Faults:
     """Every fault within the horizon, in order of time; those of one class are the same whatever other classes there are."""
     lemons = lemon_nodes(profile, grounds, seed=seed)
     streams = Streams(seed)
     parts = [_of_class(profile, place, scenario, grounds, lemons, streams.at(each.cause)) for place, each in enumerate(profile.classes)]
     parts += [_injected(profile, each, scenario, grounds, streams.at(f"injection {number}")) for number, each in enumerate(scenario.injections)]
-    columns = [np.concatenate(column) for column in zip(*(part for part in parts if len(part[0])), strict=True)]
-    if not columns:
-        return []
+    parts = [part for part in parts if len(part[0])]
+    if not parts:
+        return Faults([[]] * len(Fault._fields), [])
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     order = np.argsort(columns[0], kind="stable")
-    return list(map(partial(tuple.__new__, Fault), zip(*(column[order].tolist() for column in columns), strict=True)))
+    return Faults([column[order].tolist() for column in columns], [is_of_job(each) for each in profile.classes])
 
 
 Columns = tuple[np.ndarray, ...]

@@ -46,10 +46,14 @@ class Kernel:
         """Calls ``action(argument)`` in ``delay_s``."""
         self.at(self.now_s + delay_s, action, argument, priority)
 
+    def is_free(self, time_s: float) -> bool:
+        """Whether no event comes up to and at that time."""
+        queue = self._queue
+        return not (time_s > self._until_s or self.fed_s <= time_s or (queue and queue[0][0] <= time_s))
+
     def jump(self, time_s: float) -> bool:
         """Makes it ``time_s`` where no event comes before or at that time, so that what would be asked for then can be done at once; whether it did."""
-        queue = self._queue
-        if time_s > self._until_s or self.fed_s <= time_s or (queue and queue[0][0] <= time_s):
+        if not self.is_free(time_s):
             return False
         self.now_s = time_s
         self.num_events += 1
@@ -66,21 +70,19 @@ class Kernel:
                 self.now_s, _, _, action, argument = pop(queue)
                 action(argument)
             elif self.fed_s <= until_s and self.fed_s < inf:
-                self._next_of_feed()
+                self.now_s, place = self.fed_s, self.fed_place
+                self.fed_place = following = place + 1
+                self.fed_s = self._feed[following] if following < len(self._feed) else inf
+                self._feed_action(place)
             else:
                 break
             number += 1
         self.num_events += number
 
-    def skip(self) -> None:
-        """Passes over the next of the times that were fed."""
-        self.fed_place = place = self.fed_place + 1
+    def skip_to(self, place: int) -> None:
+        """Passes over the times that were fed, up to that place."""
+        self.fed_place = place
         self.fed_s = self._feed[place] if place < len(self._feed) else inf
-
-    def _next_of_feed(self) -> None:
-        self.now_s, place = self.fed_s, self.fed_place
-        self.skip()
-        self._feed_action(place)
 
     def clear(self) -> None:
         """Forgets all events to come, which ends ``run``."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from heapq import heappop, heappush
+
 from colossus.spec.simulation import NodeState
 
 GANG, SPARE, REPAIR = 0, 1, 2
@@ -10,10 +13,12 @@ GANG, SPARE, REPAIR = 0, 1, 2
 class Nodes:
     """``num_nodes`` that the job may use, the first ``num_gang`` of them its gang. Cost grows with changes, not with nodes."""
 
-    __slots__ = ("gang", "num_nodes", "place", "repair", "seconds", "since_s", "spare", "spares", "steps")
+    __slots__ = ("gang", "lemons", "num_nodes", "place", "repair", "returns", "seconds", "since_s", "spare", "spares", "steps")
 
-    def __init__(self, num_nodes: int, num_gang: int) -> None:
+    def __init__(self, num_nodes: int, num_gang: int, lemons: Iterable[int] = ()) -> None:
         self.num_nodes = num_nodes
+        self.lemons = set(lemons)
+        self.returns: list[tuple[float, int, bool]] = []
         self.place = bytearray([GANG]) * num_gang + bytearray([SPARE]) * (num_nodes - num_gang)
         self.spares = list(range(num_nodes - 1, num_gang - 1, -1))
         self.gang, self.spare, self.repair = num_gang, num_nodes - num_gang, 0
@@ -51,12 +56,22 @@ class Nodes:
         self.spare -= 1
         return False
 
-    def mend(self, node: int) -> None:
-        """A node is back, as a spare."""
-        self.place[node] = SPARE
-        self.repair -= 1
-        self.spare += 1
-        self.spares.append(node)
+    def repair_until(self, node: int, back_s: float, is_mended: bool) -> None:
+        """A node that failed will be back then, as a spare. ``is_mended``: no lemon any more."""
+        heappush(self.returns, (back_s, node, is_mended))
+
+    def settle(self, now_s: float) -> None:
+        """Takes in the nodes that are back by now; before anything that counts nodes."""
+        returns = self.returns
+        while returns and returns[0][0] <= now_s:
+            back_s, node, is_mended = heappop(returns)
+            self.tick(back_s)
+            self.place[node] = SPARE
+            self.repair -= 1
+            self.spare += 1
+            self.spares.append(node)
+            if is_mended:
+                self.lemons.discard(node)
 
     def resize(self, num_gang: int) -> None:
         """Fills the gang from spares, or lets nodes of it go as spares."""
