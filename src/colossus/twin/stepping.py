@@ -88,9 +88,11 @@ class Stepping(ABC):
     def _begin(self, step: int) -> None:
         """The gang steps from ``step`` on."""
         now_s, setting = self.kernel.now_s, self.setting
-        self.nodes.settle(now_s)
-        self.nodes.tick(now_s)
-        self.nodes.steps = True
+        nodes = self.nodes
+        if nodes.next_back_s <= now_s:
+            nodes.settle(now_s)
+        nodes.tick(now_s)
+        nodes.steps = True
         if self._slow or not self._is_paced or self.nodes.gang != self._paced_gang:
             self._set_pace()
         if self._is_adaptive or self._interval_of is not self._pace:
@@ -108,7 +110,8 @@ class Stepping(ABC):
         """Sees to it that the job ends when its steps are done: one look is asked for at a time, at or before then."""
         self._turn += 1
         now_s = self.kernel.now_s
-        if self._look_s <= now_s + (self.num_steps - self.progress.at) * self._pace.step_s:
+        least_s = now_s + (self.num_steps - self.progress.at) * self._pace.step_s
+        if self._look_s <= least_s or least_s > self._horizon_s:
             return
         self._look_s = now_s + self.progress.remaining_s(self.num_steps, self._pace.step_s)
         if self._look_s <= self._horizon_s:

@@ -60,7 +60,8 @@ class Job(Standing):
             return  # a job that does not run has no bugs; and what stands still may not break
         fault = self.faults[place]
         kind = self._kinds[fault.kind]
-        self.nodes.settle(self.kernel.now_s)
+        if self.nodes.next_back_s <= self.kernel.now_s:
+            self.nodes.settle(self.kernel.now_s)
         if not kind.is_of_job:
             was = self.nodes.place[fault.node]
             if was == REPAIR or (was == SPARE and fault.luck >= self._idle) or (fault.is_lemons and fault.node not in self.nodes.lemons):
@@ -210,7 +211,8 @@ class Job(Standing):
         if nodes.since_s != now_s:
             nodes.tick(now_s)
         nodes.steps = False
-        nodes.settle(known_s)
+        if nodes.next_back_s <= known_s:
+            nodes.settle(known_s)
         decision = setting.decide(fault.kind, kind.cause, nodes.gang, nodes.spare, nodes.repair)
         if nodes.gang != decision.num_workers:
             nodes.tick(known_s)
