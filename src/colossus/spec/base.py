@@ -18,6 +18,7 @@ _RULES = {
     "missing": "is required",
     "extra_forbidden": "is not a known key",
     "frozen_instance": "cannot be changed",
+    "finite_number": 'must be a finite number; what can be left out is switched off with "off"',
 }
 
 
@@ -56,6 +57,12 @@ class Spec(BaseModel):
         """A content hash: the same for equal specs, on any machine."""
         canonical = json.dumps(self.to_data(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class FiniteSpec(Spec):
+    """One that infinity and what is no number have no place in."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 def _without_none(spec: Spec, data: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,10 @@ def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> C
     saving = np.minimum(spent[Cause.CHECKPOINT] / bin_s / np.maximum(working_fraction, 1e-9), 1.0)
     speeds = np.maximum(_means(time_s, speed, edges_s), 1e-9)
     stepping, standing, spare, repair = (nodes[state] for state in _STATES)
-    site_w = power.site_w(middle_s, stepping, standing, spare, repair, speeds, saving_fraction=saving) if power else np.zeros(num_bins)
+    site_w = np.zeros(num_bins)
+    if power:
+        stopped, dark = power.halted(job.limits, edges_s)
+        site_w = power.site_w(middle_s, stepping, standing, spare, repair, speeds, saving_fraction=saving, stopped_fraction=stopped, dark_fraction=dark)
     done = spent[Cause.PRODUCTIVE] / job.setting.workload.step_s
     return Course(
         bin_s=float(bin_s),

@@ -14,6 +14,7 @@ from colossus.spec.scenario import Scenario
 from colossus.spec.simulation import Course, SimulatedIncident, Simulation, Tally
 from colossus.spec.units import format_duration
 from colossus.twin.book import BOOK, IncidentRow
+from colossus.twin.bounds import check_faults
 from colossus.twin.course import course_of
 from colossus.twin.log import events_of
 from colossus.twin.power import PowerModel
@@ -56,11 +57,17 @@ def simulated_events(workload: Workload, machine: Machine, scenario: Scenario) -
     return events_of(twin.play(0, is_logged=True))
 
 
+def check(workload: Workload, machine: Machine, scenario: Scenario) -> None:
+    """A SpecError where ``simulate`` would raise one; nothing is played."""
+    _Twin(workload, machine, scenario)
+
+
 class _Twin:
     def __init__(self, workload: Workload, machine: Machine, scenario: Scenario) -> None:
         self.profile = profile_of(scenario)
         self.power = PowerModel.of(machine, workload, scenario)
         self.setting = Setting.of(workload, machine, scenario, self.profile)
+        check_faults(self.profile, self.setting.grounds, scenario)
 
     def play(self, replica: int, *, is_kept: bool = False, is_logged: bool = False) -> Job:
         scenario = self.setting.scenario
