@@ -350,7 +350,7 @@ class Standing(Stepping):
             if is_suspect(times_s, now_s=now_s, window_s=recovery_scenario.drain_window_s, num_faults=recovery_scenario.drain_after_faults):
                 repair_s, is_thorough = self.chance.one(recovery_scenario.drain_repair), True
                 times_s.clear()
-        is_mended = is_thorough or fault.luck >= self._failed_repair
+        is_mended = is_thorough or fault.repair_luck >= self._failed_repair
         nodes.repair_until(node, now_s + repair_s, is_mended)
         return was_gang
 

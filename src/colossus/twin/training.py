@@ -64,7 +64,7 @@ class Job(Standing):
             self.nodes.settle(self.kernel.now_s)
         if not kind.is_of_job:
             was = self.nodes.place[fault.node]
-            if was == REPAIR or (was == SPARE and fault.luck >= self._idle) or (fault.is_lemons and fault.node not in self.nodes.lemons):
+            if was == REPAIR or (was == SPARE and fault.idle_luck >= self._idle) or (fault.is_lemons and fault.node not in self.nodes.lemons):
                 return
             self.num_faults[fault.kind] += 1
             if kind.effect is Effect.SLOW:
@@ -152,7 +152,7 @@ class Job(Standing):
         self._corrupt.append(Corruption(fault, at, clean, since_s))
         self._tell_steps(clean, is_end=False)
         every_s = self.setting.scenario.recovery.sdc_check_interval_s
-        found_s = fault.detect_s if every_s is None else min(fault.detect_s, fault.luck * every_s)
+        found_s = fault.detect_s if every_s is None else min(fault.detect_s, fault.check_luck * every_s)
         self.kernel.at(now_s + found_s, self._on_corruption, fault, FAULT)
 
     def _on_corruption(self, fault: Fault) -> None:
