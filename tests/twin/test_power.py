@@ -24,7 +24,7 @@ from colossus.spec.scenario import Scenario
 from colossus.spec.simulation import NodeState
 from colossus.twin import Workload, simulate
 from colossus.twin.climate import Climate
-from colossus.twin.power import PowerModel, Swing
+from colossus.twin.power import PowerModel, Stop, Swing
 from tests.twin import jobs
 
 DAY_S = 86400.0
@@ -255,15 +255,83 @@ def test_the_bill_adds_up_and_an_hour_costs_the_same_used_or_not():
         "maintenance",
     }
     assert bill.lost_hour_usd == pytest.approx(bill.total_usd / 24) and bill.usd_per_million_tokens == pytest.approx(bill.total_usd / 2e6)
-    assert bill.rent_usd == pytest.approx(2.95 * 24 * 98_304, rel=1e-6)
+    assert bill.rent_usd == pytest.approx(2.95 * 24 * 100_000, rel=1e-6)
     assert bill.carbon_kg_co2e == pytest.approx(bill.site_j / 3.6e6 * 0.4232, rel=1e-6)
     assert model.bill(**told, tokens=0.0, goodput_s=0.0, stepping_s=0.0, saving_s=0.0).usd_per_million_tokens is None
 
 
-def test_a_machine_of_unknown_power_has_no_model():
-    machine = load_machine("h100-sxm*1024")
-    unknown = machine.model_copy(update={"node": machine.node.model_copy(update={"power_w": None})})
-    assert PowerModel.of(unknown, workload(1024), load_scenario()) is None
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 500), st.floats(0.0, 1.0), st.booleans())
+def test_nodes_that_a_job_does_not_hold_cost_it_nothing(num_unused, stepping, has_course):
+    """Money of a job on a larger machine is that of the same job on a machine of its own, rent and energy included; watts and energy are the site's."""
+    bills = []
+    for unused in (0, num_unused):
+        model = PowerModel.of(load_machine(f"h100-sxm*{8 * (140 + unused)}"), workload(1024), load_scenario())
+        num = {NodeState.WORKING: 128 * stepping, NodeState.STANDING: 128 * (1 - stepping), NodeState.SPARE: 10, NodeState.REPAIR: 2, NodeState.UNUSED: unused}
+        told = {"wall_s": 7 * DAY_S, "tokens": 1e9, "goodput_s": 0.0, "stepping_s": 7 * DAY_S * stepping, "saving_s": 0.0}
+        time_s = (np.arange(168) + 0.5) * 3600.0
+        course = model.site_w(time_s, *(np.full(168, float(number)) for number in list(num.values())[:4])) if has_course else None
+        bills.append(model.bill(**told, node_s={state: number * 7 * DAY_S for state, number in num.items()}, course_site_w=course))
+    own, shared = bills
+    assert shared.parts_usd == pytest.approx(own.parts_usd, rel=1e-9) and shared.total_usd == pytest.approx(own.total_usd)
+    assert (shared.rent_usd, shared.lost_hour_usd) == pytest.approx((own.rent_usd, own.lost_hour_usd))
+    assert (shared.site_j > own.site_j) == (num_unused > 0)
+
+
+def test_spares_cost_and_what_is_left_over_does_not():
+    """The sweep of spares by cost: 2 of the 16 nodes that the job leaves are cheaper than all of them, in time and tokens alike."""
+    few, none_said, all_of_them = (
+        simulate(jobs.workload(), jobs.machine(), jobs.calm(*more)).first for more in (("recovery.num_spares=2",), (), ("recovery.num_spares=16",))
+    )
+    assert few.wall_s == all_of_them.wall_s and none_said.bill == all_of_them.bill
+    for figure in ("total_usd", "rent_usd", "lost_hour_usd"):
+        assert getattr(few.bill, figure) / getattr(all_of_them.bill, figure) == pytest.approx(130 / 144, rel=0.01)
+    assert few.bill.site_j == pytest.approx(all_of_them.bill.site_j) and few.bill.mean_w == pytest.approx(all_of_them.bill.mean_w)
+
+
+def stopped(model: PowerModel, *, saving_s: float = 0.0, standing_s: float = 0.0):
+    node_s = {NodeState.WORKING: model.num_job_nodes * (DAY_S - standing_s), NodeState.STANDING: model.num_job_nodes * standing_s}
+    return model.bill(wall_s=DAY_S, tokens=1.0, goodput_s=0.0, node_s=node_s, stepping_s=DAY_S - standing_s - saving_s, saving_s=saving_s)
+
+
+def test_a_job_that_stops_lets_the_grid_feel_all_its_nodes():
+    """16,384 H100 fall by about 10 MW, the order of Llama 3's tens (fact-086), for a save as sharply as within a step; where nothing stood, only steps count."""
+    model = PowerModel.of(load_machine("llama-3-24k"), workload(16_384), load_scenario())
+    steps, saves, faults = stopped(model), stopped(model, saving_s=60.0), stopped(model, standing_s=600.0)
+    assert 7e6 < saves.stop_w < 30e6 and saves.stop_w == pytest.approx(2048 * (model.shares.mean_w(model.watts) - model.watts.waiting_w))
+    assert steps.ramp_w_per_s == pytest.approx(10 * steps.swing_w) and saves.ramp_w_per_s == pytest.approx(10 * saves.stop_w)
+    assert saves.ramp_w_per_s > 2 * steps.ramp_w_per_s
+    assert faults.ramp_w_per_s == max(steps.ramp_w_per_s, faults.stop_w)
+    assert {bill.swing_w for bill in (steps, saves, faults)} == {model.swing.nodes_w}
+    calm = PowerModel.of(load_machine("llama-3-24k"), workload(16_384, compute=1.0), load_scenario())
+    assert stopped(calm, standing_s=600.0).ramp_w_per_s == stopped(calm).stop_w > 0 == stopped(calm).ramp_w_per_s
+
+
+@given(st.floats(0.0, 1e9), st.floats(0.0, 1e9), st.floats(0.0, 1e12), st.floats(0.01, 10.0), st.booleans())
+def test_a_larger_battery_never_makes_a_stop_steeper(one, other, given, edge_s, is_power):
+    """Neither in power nor in what it stores."""
+    sizes = [(size, given) if is_power else (given, size) for size in sorted((one, other))]
+    low, high = (Stop(nodes_w=1e7, kept_fraction=0.7, battery_w=size_w, battery_j=size_j).ramp_w_per_s(edge_s) for size_w, size_j in sizes)
+    assert 0 < high <= low * (1 + 1e-9) <= 0.7e7 / edge_s * (1 + 1e-8)
+
+
+def test_a_battery_takes_the_edge_of_a_stop():
+    """The one that takes all of a step's swing leaves a ramp of hours; half the power leaves half the edge."""
+    stop = Stop(nodes_w=1e7, kept_fraction=1.0, battery_w=2e7, battery_j=3.6e10)
+    assert stop.ramp_w_per_s(0.1) == pytest.approx(1e7 / 7200)
+    assert Stop(nodes_w=1e7, kept_fraction=1.0, battery_w=5e6, battery_j=3.6e10).ramp_w_per_s(0.1) == pytest.approx(5e7, rel=1e-3)
+
+
+def unknown_power() -> Machine:
+    machine = jobs.machine()
+    return machine.model_copy(update={"node": machine.node.model_copy(update={"power_w": None})})
+
+
+def test_a_machine_of_unknown_power_has_no_model_and_says_so():
+    assert PowerModel.of(unknown_power(), workload(1024), load_scenario()) is None
+    told, known = (simulate(jobs.workload(), machine, jobs.calm()) for machine in (unknown_power(), jobs.machine()))
+    assert told.first.bill is None and any("Power, energy and money are left out" in note for note in told.notes)
+    assert not any("left out" in note for note in known.notes)
 
 
 def test_a_simulation_under_a_cap_draws_less_and_loses_time_to_it():

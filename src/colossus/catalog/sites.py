@@ -18,6 +18,7 @@ from colossus.spec.machine import Figure, How, Site
 from colossus.spec.units import parse_quantity
 
 _MOST_YEARS = 30
+_MOST_CHIPS = 100_000_000
 
 
 class SourceKind(StrEnum):
@@ -46,7 +47,14 @@ class ChipPhase(FiniteSpec):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        load_node_entry(self.node)
+        each = load_node_entry(self.node).num_chips
+        if self.num_chips > _MOST_CHIPS:
+            raise ValueError(f"num_chips {self.num_chips:,} of {self.node} is more than {_MOST_CHIPS:,}, some hundreds of times what any site has")
+        if self.num_chips % each:
+            below = self.num_chips - self.num_chips % each
+            raise ValueError(
+                f"num_chips {self.num_chips:,} fill no whole nodes: {self.node} has {each}; write {below or each:_} or {below + each if below else 2 * each:_}"
+            )
         if self.since is not None and self.since > self.date:
             raise ValueError(f"since {self.since} is after its date {self.date}")
         return self
@@ -125,7 +133,14 @@ class GrowingSite(Entry):
 
     @model_validator(mode="after")
     def _grows(self) -> Self:
-        problems = [*_wrong_period(self.begin, self.end), *_wrong_order(self.phases), *_shrinks(self.phases), *_early(self.phases, self.begin), *_late(self.phases, self.end)]
+        problems = [
+            *_wrong_period(self.begin, self.end),
+            *_wrong_order(self.phases),
+            *_shrinks(self.phases),
+            *_early(self.phases, self.begin),
+            *_late(self.phases, self.end),
+            *_empty(self.phases),
+        ]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -183,6 +198,11 @@ def _late(phases: Sequence[ChipPhase], end: datetime.date) -> Iterator[str]:
     first = min(phase.date for phase in phases)
     if first > end:
         yield f"the first phase, of {first}, is after end {end}, so that nothing would run; end on {first} or later"
+
+
+def _empty(phases: Sequence[ChipPhase]) -> Iterator[str]:
+    if not any(phase.num_chips for phase in phases):
+        yield "no phase has a chip, so that nothing would run; give a phase its num_chips"
 
 
 def site_names() -> list[str]:

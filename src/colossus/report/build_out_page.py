@@ -143,9 +143,9 @@ def _compute(site: BuildOut) -> Chart:
 def _compute_remark(site: BuildOut) -> str:
     each = f"Chips with power at {site.mfu_fraction:.0%} of their 16-bit peak"
     return (
-        f"{each}, summed over time."
+        f"{each} while they step, before failures; summed over time."
         if site.job is None
-        else f"{each}, {format_quantity(site.job.flop_per_token, 'FLOP')} a token, since {site.job.begin}. Without: had the site stayed as its first phase left it."
+        else f"{each}, {format_quantity(site.job.flop_per_token, 'FLOP')} a token, since {site.job.begin}. Without: had the site stayed as its first phase left it. Before failures."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 
 from colossus.report.plan_words import count, energy, money, short_count
 from colossus.spec.build_out import BuildOut, Compared, Shortage
@@ -11,6 +12,7 @@ from colossus.spec.units import format_quantity
 _KINDS = {"grid": "the grid's contract", "substation": "the substation", "turbines": "turbines on the site", "battery": "batteries"}
 LIMIT_HEADER = ("from", "to", "chips dark at most", "short by", "limited by", "waits for", "or all at")
 COMPARED_HEADER = ("date", "figure", "published", "ours", "ratio", "source")
+_MOST_SPELLS = 4
 GROWTH_HEADER = ("date", "node", "chips", "source")
 SUPPLY_HEADER = ("from", "to", "source of power", "kind", "power", "stored", "source")
 
@@ -26,13 +28,24 @@ def verdict(site: BuildOut) -> str:
     if not site.shortages:
         return f"{built} Power was there for every chip on every day.{_without_turbines(site)}"
     worst = max(site.shortages, key=lambda shortage: shortage.num_dark_chips_at_most)
-    return f"{built} Power is the limit from {worst.begin} to {worst.end}: up to {count(worst.num_dark_chips_at_most, 'chip')} stand dark, for want of {_KINDS[worst.limit]}."
+    dark = f"up to {count(worst.num_dark_chips_at_most, 'chip')} stand dark"
+    if len(site.shortages) == 1:
+        return f"{built} Power is the limit {_spells(site.shortages)}: {dark}, for want of {_KINDS[worst.limit]}."
+    return f"{built} Power is the limit {_spells(site.shortages)}: {dark}, on {worst.begin} to {worst.end} for want of {_KINDS[worst.limit]}."
+
+
+def _spells(shortages: Sequence[Shortage]) -> str:
+    """Each of them; where there are many, how many and between which days."""
+    told = [f"from {shortage.begin} to {shortage.end}" for shortage in shortages]
+    if len(told) > _MOST_SPELLS:
+        return f"{len(told)} times, first {told[0]} and last {told[-1]}"
+    return " and ".join(filter(None, [", ".join(told[:-1]), told[-1]]))
 
 
 def _without_turbines(site: BuildOut) -> str:
     worst = max(range(site.num_days), key=lambda index: site.all_chips(index) - site.num_grid_chips[index])
     dark = site.all_chips(worst) - site.num_grid_chips[worst]
-    return f" Without turbines on the site {dark:,} of {count(site.all_chips(worst), 'chip')} had stood dark on {site.day(worst)}." if dark else ""
+    return f" Without turbines on the site {dark:,} of {count(site.all_chips(worst), 'chip')} would have stood dark on {site.day(worst)}." if dark else ""
 
 
 def _full_day(site: BuildOut) -> datetime.date:
@@ -46,18 +59,26 @@ def figures(site: BuildOut) -> list[tuple[str, str, str]]:
     swing = max(range(site.num_days), key=lambda index: site.swing_left_w[index])
     told = [
         ("chips", f"{site.all_chips(last):,}", f"all of them from {_full_day(site)}"),
-        ("built for", watts(site.capacity_w[last]), "rated power of all nodes and network, cooled on the hottest day"),
+        ("built for", watts(site.capacity_w[last]), "rated power, cooled on the hottest day (machines: at the year's mean)"),
+        ("building", money(site.spent_usd["building"][last]), _building_remark(site, last)),
         ("draws in training", watts(site.site_w[most]), f"a day's mean, on {site.day(most)}, the most of all days"),
         ("spent", money(site.total_usd(last)), f"{money(site.spent_usd['energy'][last])} of it for {energy(site.energy_j[last])}"),
         (
             "delivers",
             format_quantity(site.flop_per_s[last], "FLOP/s"),
-            f"of training, at {site.mfu_fraction:.0%} MFU; {site.total_flop[last]:.3g} FLOP so far",
+            f"at {site.mfu_fraction:.0%} MFU while it steps, before failures (see simulate); {site.total_flop[last]:.3g} FLOP",
         ),
         ("chip-days dark", f"{sum(site.num_dark_chips):,}", "for want of power"),
         ("swing left", watts(site.swing_left_w[swing]), _swing_remark(site, swing)),
     ]
     return told + ([] if site.job is None else [_job_figure(site)])
+
+
+def _building_remark(site: BuildOut, last: int) -> str:
+    """A machine of the catalog may have another base: a price by the chip, whatever it is built for."""
+    built_w = max(site.capacity_w)
+    each = f"${site.spent_usd['building'][last] / built_w:.2f} a watt it is built for" if built_w else "nothing is built yet"
+    return f"{each}; simulate may pay it by the chip"
 
 
 def _swing_remark(site: BuildOut, worst: int) -> str:
@@ -75,7 +96,10 @@ def _job_figure(site: BuildOut) -> tuple[str, str, str]:
     job = site.job
     assert job is not None
     trained, ungrown = job.num_tokens[-1], job.num_ungrown_tokens[-1]
-    gain = f"{trained / ungrown:.3g} times what the first phase alone had trained" if ungrown and trained > 1.005 * ungrown else "since the first chips ran"
+    gain = (
+        f"{trained / ungrown:.3g} times what the first phase alone would have trained" if ungrown and trained > 1.005 * ungrown else "since the first chips ran"
+    )
+    gain += "; before failures"
     if job.total_tokens is not None:
         gain += f"; {tokens(job.total_tokens)} tokens {_ends(job.done)}, without growth {_ends(job.done_ungrown)}"
     return f"{job.model} gets", f"{tokens(trained)} tokens", gain

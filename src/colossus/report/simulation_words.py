@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from colossus.report.plan_words import carbon, energy, money, part_name
 from colossus.report.words import count, duration, percent
 from colossus.spec.causes import BADPUT, LABELS, Cause
-from colossus.spec.simulation import NodeState, SimulatedIncident, Simulation, Tally
+from colossus.spec.simulation import Bill, NodeState, SimulatedIncident, Simulation, Tally
 from colossus.spec.units import format_quantity
 
 LOW, HIGH = 0.05, 0.95
@@ -41,7 +41,7 @@ BILL_CLASSES = {
     "chips": "accelerators and servers, their price spread over their life",
     "network": "switches, cables and optics, spread likewise",
     "building": "building, power and cooling, spread likewise",
-    "energy": "what the site drew, cooling included",
+    "energy": "what the job's nodes and spares drew, network and cooling included",
     "staff": "people who run the machine",
     "maintenance": "repairs and parts",
 }
@@ -166,7 +166,7 @@ def _bill_figures(simulation: Simulation) -> list[tuple[str, str, str] | None]:
         _figure(
             simulation, "energy", lambda one: one.bill.site_j if one.bill else None, energy, "" if bill.carbon_kg_co2e is None else carbon(bill.carbon_kg_co2e)
         ),
-        _figure(simulation, "cost", lambda one: one.bill.total_usd if one.bill else None, money, per_token),
+        _figure(simulation, "cost (of the job's nodes and spares)", lambda one: one.bill.total_usd if one.bill else None, money, per_token),
     ]
 
 
@@ -332,13 +332,18 @@ def bill_rows(simulation: Simulation) -> list[tuple[str, str]]:
     watts = lambda value: format_quantity(value, "W")
     known = [
         ("swing within a step", f"{watts(bill.swing_w)} from the lowest to the highest power of all nodes together" if bill.swing_w else None),
-        ("steepest change at the grid", format_quantity(bill.ramp_w_per_s, "W/s") if bill.ramp_w_per_s else None),
+        ("steepest change at the grid", _steepest(bill) if bill.ramp_w_per_s else None),
         ("drawn by nodes and network", energy(bill.it_j)),
         ("drawn by the site", f"{energy(bill.site_j)}, cooling and losses included"),
         ("an hour lost costs", money(bill.lost_hour_usd) if bill.lost_hour_usd is not None else None),
-        ("renting the chips instead", money(bill.rent_usd) if bill.rent_usd is not None else None),
+        ("renting the same nodes instead", money(bill.rent_usd) if bill.rent_usd is not None else None),
     ]
     return [(name, told) for name, told in known if told is not None]
+
+
+def _steepest(bill: Bill) -> str:
+    stop = f"; all nodes together by {format_quantity(bill.stop_w, 'W')} as the job stops or starts" if bill.stop_w else ""
+    return f"{format_quantity(bill.ramp_w_per_s, 'W/s')}{stop}"
 
 
 def plan_rows(simulation: Simulation) -> list[tuple[str, str]]:

@@ -25,8 +25,10 @@ class NodeState(StrEnum):
 class Bill(Spec):
     """Energy, carbon and money of one replica. ``parts_usd`` by class: chips, network, building, energy, staff, maintenance; they add up to ``total_usd``.
 
-    ``it_j``: what nodes and network drew; ``site_j``: with cooling and losses. ``rent_usd``: what renting the chips for the time would cost instead.
-    ``swing_w``: from the lowest to the highest power within a step, of all nodes together; ``ramp_w_per_s``: the steepest change of it at the grid.
+    ``it_j``: what nodes and network of the whole site drew; ``site_j``: with cooling and losses; watts and carbon are the site's too. Money is that of the nodes
+    that the job holds, gang and spares, with their part of network and energy; ``rent_usd``: what renting the same nodes for the time would cost instead.
+    ``swing_w``: from the lowest to the highest power within a step, of the gang's nodes together; ``stop_w``: between their stepping and their standing still;
+    ``ramp_w_per_s``: the steepest change at the grid, of either, after batteries and power supplies; cooling does not follow it.
     """
 
     it_j: float
@@ -34,6 +36,7 @@ class Bill(Spec):
     mean_w: float
     peak_w: float
     swing_w: float = 0.0
+    stop_w: float = 0.0
     ramp_w_per_s: float = 0.0
     carbon_kg_co2e: float | None = None
     parts_usd: dict[str, float] = Field(default_factory=dict)

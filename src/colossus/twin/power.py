@@ -90,8 +90,7 @@ class Swing:
         if not 0 < shares.compute_fraction < 1:
             return cls(nodes_w=0.0, left_w=0.0, lost_w=0.0, above_mean_w=0.0)
         nodes_w = (watts.compute_w - watts.communication_w) * nodes
-        smoothed = power_figures("swing")["smoothed_fraction"].get(machine.node.chip.name, 0.0)
-        kept_w = nodes_w * (1.0 - smoothed)
+        kept_w = nodes_w * _kept_fraction(machine)
         # Above the mean the battery gives, below it takes: both sides must fit its power, one half-wave its store.
         half_wave_j = kept_w * shares.compute_fraction * shares.communication_fraction * load.step_s
         larger_side_w = kept_w * max(shares.compute_fraction, shares.communication_fraction)
@@ -99,6 +98,41 @@ class Swing:
         lost_j = covered * half_wave_j * (1.0 / power_figures("battery")["round_trip_fraction"] - 1.0)
         left_w = kept_w * (1.0 - covered)
         return cls(nodes_w=kept_w, left_w=left_w, lost_w=lost_j / load.step_s, above_mean_w=left_w * shares.communication_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """What the gang does to the grid as it stops or starts: its nodes go between stepping and standing together, by ``nodes_w``.
+
+    Storage in power supplies keeps its share of the edge from the grid; a battery takes what its power can and spreads that over as long as its store lasts.
+    Ignored: that a full battery takes nothing and an empty one gives nothing.
+    """
+
+    nodes_w: float
+    kept_fraction: float
+    battery_w: float
+    battery_j: float
+
+    @classmethod
+    def of(cls, machine: Machine, load: Load, watts: PhaseWatts, power: PowerScenario) -> Stop:
+        nodes = load.num_job_chips / machine.node.num_chips
+        return cls(
+            nodes_w=float(StepShares.of(load.parts_s).mean_w(watts) - watts.waiting_w) * nodes,
+            kept_fraction=_kept_fraction(machine),
+            battery_w=power.battery_w or 0.0,
+            battery_j=power.battery_j or 0.0,
+        )
+
+    def ramp_w_per_s(self, edge_s: float) -> float:
+        """At the grid, where the nodes take ``edge_s`` for it."""
+        kept_w = self.nodes_w * self.kept_fraction
+        taken_w = min(kept_w, self.battery_w, self.battery_j / edge_s)  # more would be gone before it gains anything
+        return (kept_w - taken_w) / edge_s + (taken_w**2 / (2.0 * self.battery_j) if taken_w else 0.0)
+
+
+def _kept_fraction(machine: Machine) -> float:
+    """Of a swing, what storage in the power supplies leaves."""
+    return 1.0 - power_figures("swing")["smoothed_fraction"].get(machine.node.chip.name, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +149,7 @@ class PowerModel:
     shares: StepShares
     climate: Climate
     swing: Swing
+    stop: Stop
     money: MoneyModel
     power: PowerScenario
     num_job_nodes: float
@@ -148,7 +183,8 @@ class PowerModel:
             shares=shares,
             climate=climate,
             swing=swing,
-            money=MoneyModel.of(machine, scenario.money, workload.num_job_chips),
+            stop=Stop.of(machine, workload, watts, scenario.power),
+            money=MoneyModel.of(machine, scenario.money),
             power=scenario.power,
             num_job_nodes=nodes,
             network_w=network_w(machine),
@@ -234,7 +270,7 @@ class PowerModel:
         course_site_w: Sequence[float] | np.ndarray | None = None,
         limits: Sequence[Limit] = (),
     ) -> Bill:
-        """Energy, carbon and money. WORKING node-seconds are those of ``stepping_s`` and ``saving_s`` together; ``limits``: under which they ran, steps
+        """The site's energy and carbon, and the money of what the job holds of it. WORKING node-seconds are those of ``stepping_s`` and ``saving_s`` together; ``limits``: under which they ran, steps
         taken to be spread evenly. The course, where there is one, gives the site's energy and peak; else the mean PUE of the time does."""
         table, pue_s = self._table(limits), float(self.climate.until(wall_s))
         (stopped_s, stopped_pue_s), (dark_s, dark_pue_s) = (self._spent_in(spans, wall_s) for spans in (table.stops, table.darks))
@@ -248,16 +284,29 @@ class PowerModel:
             highest_w = float(np.max(course_site_w))
             peak_w = min(highest_w + (self.swing.above_mean_w if stepping_s else 0.0), max(highest_w, self.contract_w))
         carbon = self.machine.site.carbon_kg_co2e_per_j if self.machine.site else None
+        unused_fraction = node_s.get(NodeState.UNUSED, 0.0) / (self.machine.num_nodes * wall_s) if wall_s else 0.0
+        job_j = max(0.0, site_j - unused_fraction * self._idle_it_w * (pue_s - dark_pue_s))
         return Bill(
             it_j=it_j,
             site_j=site_j,
             mean_w=site_j / wall_s if wall_s else 0.0,
             peak_w=peak_w,
             swing_w=self.swing.nodes_w,
-            ramp_w_per_s=self.swing.left_w / power_figures("swing")["ramp_s"],
+            stop_w=self.stop.nodes_w if stepping_s else 0.0,
+            ramp_w_per_s=self._ramp_w_per_s(node_s, stepping_s, saving_s),
             carbon_kg_co2e=carbon.value * site_j if carbon else None,
-            **self.money.costs(wall_s=wall_s, tokens=tokens, site_j=site_j),
+            **self.money.costs(wall_s=wall_s, tokens=tokens, job_j=job_j, held_fraction=1.0 - unused_fraction),
         )
+
+    def _ramp_w_per_s(self, node_s: Mapping[NodeState, float], stepping_s: float, saving_s: float) -> float:
+        """The steepest of what there was: for a save the gang stands still as sharply as within a step, at a fault or its end by and by."""
+        edges = power_figures("swing")
+        ramps = [self.swing.left_w / edges["ramp_s"]]
+        if stepping_s and saving_s:
+            ramps.append(self.stop.ramp_w_per_s(edges["ramp_s"]))
+        elif stepping_s and node_s.get(NodeState.STANDING, 0.0):
+            ramps.append(self.stop.ramp_w_per_s(edges["stop_s"]))
+        return max(ramps)
 
     def _busy_j(self, node_s: Mapping[NodeState, float], stepping_s: float, saving_s: float, step_w: float, stopped_s: float) -> float:
         """What the gang draws above idle; while the supply stops it, it has no more than that."""

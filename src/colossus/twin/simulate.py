@@ -182,6 +182,9 @@ class _Twin:
 
     def _notes(self, first: Job) -> list[str]:
         found = [f"The run was given up: {first.failed}."] if first.failed else []
+        if self.power is None:
+            chip = self.setting.machine.node.chip.name
+            found.append(f"Power, energy and money are left out: the catalog does not know what a node of {chip} draws.")
         if first.num_corrupt:
             found.append(f"At the end the state was silently corrupt ({first.num_corrupt} undetected); see recovery.sdc_check_interval_s.")
         return found
