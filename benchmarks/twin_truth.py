@@ -17,7 +17,7 @@ import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
+from math import ceil, sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -125,15 +125,16 @@ def unexpected(simulated: Simulation) -> Found:
     return over(values, mean(values))
 
 
-def mttf(rates: str, chips: int) -> Callable[[float], Found]:
-    """Wall time over interruptions of a job of so many chips, until 10,000 of them are expected."""
+def mttf(rates: str, chips: int, full: int = 10_000) -> Callable[[float], Found]:
+    """Wall time over interruptions of a job of so many chips, until ``full`` of them are expected, with spares enough that it never waits for a node."""
 
     def measure(effort: float) -> Found:
         entry = load_reliability(rates)
         expected_s = entry.node_mtbf_s / (chips // 8)
-        horizon_s = min(10_000 * effort * expected_s, 3000 * DAY_S)
-        number = max(1, round(10_000 * effort * expected_s / horizon_s))
-        spares = max(2, round(0.04 * chips / 8))
+        horizon_s = min(full * effort * expected_s, 3000 * DAY_S)
+        number = max(1, round(full * effort * expected_s / horizon_s))
+        away = entry.repair.mean_s / expected_s  # nodes in repair, a Poisson number
+        spares = ceil(away + 4 * sqrt(away)) + 2
         scenario = load_scenario("default", (f"horizon_s={horizon_s}", f'faults="{rates}"', "stragglers.diurnal_fraction=0.0"))
         job = workload(rates, chips=chips, replica_chips=8, step_s=10.0, parameters=1e9)
         simulated = simulate(job, load_machine(f"dgx-a100*{chips + 8 * spares}"), scenario, num_replicas=number, num_incidents=0)
@@ -172,9 +173,9 @@ def byterobust(rates: str) -> Callable[[float], Found]:
     return measure
 
 
-def megascale(effort: float, *, incidents: int = 0) -> Simulation:
+def megascale(effort: float, *settings: str, incidents: int = 0) -> Simulation:
     faults = found_as("llama-3", load_reliability("megascale"))
-    scenario = load_scenario("megascale").model_copy(update={"faults": faults})
+    scenario = load_scenario("megascale", settings).model_copy(update={"faults": faults})
     return simulate(MEGASCALE, load_machine("dgx-a100*12800"), scenario, num_replicas=replicas(effort, 100), num_incidents=incidents)
 
 
@@ -183,10 +184,10 @@ def recoveries(simulated: Simulation) -> Found:
     return over(values, mean(values))
 
 
-def catch_up(effort: float) -> Found:
-    """From the latest checkpoint to where the crash was: reading it and doing the lost steps again, mean over one replica's incidents."""
-    simulated = megascale(effort, incidents=10_000)
-    values = [each.lost_s + each.restore_s for each in simulated.incidents]
+def catch_up(effort: float, *settings: str) -> Found:
+    """From the latest checkpoint to where the crash was: reading it and doing the lost steps again, mean over one replica's crashes."""
+    simulated = megascale(effort, *settings, incidents=10_000)
+    values = [each.lost_s + each.restore_s for each in simulated.incidents if each.cause != "planned"]
     return over(values, len(values))
 
 
@@ -246,12 +247,12 @@ ROWS: list[Row] = [
             "s",
             tolerance,
             fitted,
-            mttf(rates, chips),
+            mttf(rates, chips, full),
         )
-        for chips, rates, tolerance, fitted in [
-            (1024, "rsc-1-jobs", 0.20, "RSC-1's jobs on 8 chips, 47.7 days"),
-            (16384, "rsc-1", 0.05, RSC_1),
-            (131072, "rsc-1", 0.05, RSC_1),
+        for chips, rates, tolerance, fitted, full in [  # the first comes near its bound: 47.7 days over 128 nodes are 13 % above what was observed
+            (1024, "rsc-1-jobs", 0.15, "RSC-1's jobs on 8 chips, 47.7 days", 60_000),
+            (16384, "rsc-1", 0.05, RSC_1, 10_000),
+            (131072, "rsc-1", 0.05, RSC_1, 10_000),
         ]
     ),
     _row(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from math import expm1, log
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -19,7 +21,7 @@ from colossus.catalog.machines import load_machine
 from colossus.twin import simulate
 
 # Of the README's replicas; enough that the mean is sharper than the tolerance.
-EFFORT = {"llama-3-count": 0.1, "rsc-1-mttf-1024": 0.4, "rsc-1-mttf-16384": 1.0, "rsc-1-mttf-131072": 1.0, "megascale-catch-up": 0.02}
+EFFORT = {"llama-3-count": 0.1, "rsc-1-mttf-1024": 1.0, "rsc-1-mttf-16384": 1.0, "rsc-1-mttf-131072": 1.0, "megascale-catch-up": 0.02}
 FEW = 0.05
 
 
@@ -74,20 +76,42 @@ def test_the_kill_storm_is_survived_far_better_by_our_policies() -> None:
 
 
 def test_catching_up_takes_longer_with_rarer_checkpoints() -> None:
-    assert catch_up(0.02).value < 900
+    """With one each hour or two MegaScale's 15 min are missed. Between two crashes M s apart on average the last is tau - that many s ago: M - tau / (e^(tau / M) - 1)."""
+    crash_s = load_reliability("llama-3").node_mtbf_s / 1536
+    for hours in (1, 2):
+        found, every_s = catch_up(0.02, f'checkpoint.interval_s="{hours} h"', 'horizon_s="280 d"'), hours * 3600
+        assert found.value == pytest.approx(crash_s - every_s / expm1(every_s / crash_s), abs=4 * found.standard_error), f"a checkpoint each {hours} h"
+        assert found.value > 900 > catch_up(0.02).value
+
+
+def lemons_seen(days: int, drain: str, replicas: int) -> list[float]:
+    """Interruptions per 1,000 node-days of RSC-1 as one job, with its lemons; of each replica."""
+    job, machine = workload("lemons", chips=16384, replica_chips=8, step_s=10.0, parameters=1e9), load_machine("dgx-a100*16704")
+    settings = (f'horizon_s="{days} d"', 'faults="rsc-1-lemons"', "stragglers.diurnal_fraction=0.0", f"recovery.drain_after_faults={drain}")
+    tallies = simulate(job, machine, load_scenario("default", settings), num_replicas=replicas, num_incidents=0).tallies
+    return [tally.num_interruptions / (days * 2.048) for tally in tallies]
+
+
+def test_lemons_stay_lemons() -> None:
+    """Fitted: with its lemons in and out of repair RSC-1 has the 6.5 failures per 1,000 node-days that were counted, all through."""
+    seen = lemons_seen(60, '"off"', 60)
+    assert mean(seen) == pytest.approx(6.5, rel=0.05)
 
 
 def test_draining_lemons_leaves_the_rate_of_good_nodes() -> None:
-    """RSC-1 with lemons that no repair mends: drained, the job has what good nodes bring, 27 % of the rate; else each comes back, as a spare, and fails again."""
-    lemons = load_reliability("rsc-1-lemons").model_copy(update={"failed_repair_fraction": 1.0}).profile()
-    job, machine = workload("lemons", chips=4096, replica_chips=8, step_s=10.0, parameters=1e9), load_machine("dgx-a100*4352")
-    counts = []
-    for drain in ("recovery.drain_after_faults=2", 'recovery.drain_after_faults="off"'):
-        scenario = load_scenario("default", ('horizon_s="335 d"', "stragglers.diurnal_fraction=0.0", drain)).model_copy(update={"faults": lemons})
-        counts.append(simulate(job, machine, scenario, num_incidents=0).first.num_interruptions)
-    good = 335 * 512 * 6.5e-3 / (1 + 0.012 * 219)
-    assert counts[0] == pytest.approx(good, abs=4 * good**0.5)
-    assert counts[1] > 1.6 * counts[0]
+    """Drained, the job has what good nodes bring, 27 % of the rate, as RSC-1's large jobs failed 4 % of the time and no longer 14 %."""
+    drained = mean(lemons_seen(335, "2", 4))
+    assert drained == pytest.approx(6.5 * log(1 - 0.04) / log(1 - 0.14), rel=0.1)
+
+
+def test_llama_3_with_its_lemons_keeps_its_count() -> None:
+    """Fitted: its 419, without the causes that the table has no row for and slow nodes; its correlated faults come as often and as large as they were counted."""
+    settings = ('horizon_s="54 d"', 'faults="llama-3-full"', 'age_s="180 d"')
+    tallies = simulate(LLAMA, load_machine("llama-3-24k"), load_scenario("default", settings), num_replicas=40, num_incidents=0).tallies
+    apart = ("planned", "evicted", "power_domain", "cooling_loop", "operator_error")
+    counts = [tally.num_interruptions - sum(tally.interruptions.get(cause, 0) for cause in apart) for tally in tallies]
+    assert mean(counts) == pytest.approx(419, rel=0.04)
+    assert mean(tally.interruptions.get("leaf_switch", 0) for tally in tallies) == pytest.approx(5, abs=4 * (5 / 40) ** 0.5)
 
 
 @pytest.mark.parametrize("name", scenario_names())

@@ -137,10 +137,15 @@ class ReliabilityEntry(Spec):
             lemon_factor=self.lemon_factor,
             failed_repair_fraction=self.failed_repair_fraction,
             idle_fraction=self.idle_fraction,
+            num_nodes_per_rack=self._num_nodes_per(self.num_racks),
+            num_nodes_per_pod=self._num_nodes_per(self.num_pods),
             detect=self.detect,
             diagnose=self.diagnose,
             repair=self.repair,
         )
+
+    def _num_nodes_per(self, number: int | None) -> int | None:
+        return max(1, round(self.num_nodes / number)) if number else None
 
     def observation(self, what: str, num_chips: int | None = None) -> Observed:
         """The one called ``what``, of so many chips where there are several; KeyError where there is none."""

@@ -111,7 +111,7 @@ class FaultProfile(FiniteSpec):
 
     A repair fails with ``failed_repair_fraction``: the node comes back as it was, a lemon still a lemon; else it is as the others.
     ``idle_fraction``: of its rate, what hardware has that does not step (spares, a gang that stands still); 0: only work breaks it.
-    ``detect``, ``diagnose``, ``repair``: of classes that give none.
+    ``detect``, ``diagnose``, ``repair``: of classes that give none. ``num_nodes_per_rack``, ``num_nodes_per_pod``: what the rates of racks and pods are of.
     """
 
     schema_version: Literal[1] = Field(1, alias="schema")
@@ -122,6 +122,8 @@ class FaultProfile(FiniteSpec):
     lemon_factor: Annotated[float, Field(ge=1)] = 1.0
     failed_repair_fraction: Share = 0.0
     idle_fraction: Share = 1.0
+    num_nodes_per_rack: Annotated[int, Field(ge=1)] | None = None
+    num_nodes_per_pod: Annotated[int, Field(ge=1)] | None = None
     detect: Duration
     diagnose: Duration
     repair: Duration

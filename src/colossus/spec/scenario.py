@@ -152,7 +152,7 @@ class Injection(FiniteSpec):
 class Scenario(FiniteSpec):
     """``horizon_s``: how long at most; the job may end before. ``fault_factor`` times the profile's rates. ``faults``: a profile of the
     catalog's reliability, "none", or a whole one in the file. ``age_s``: how old the machine is when the job begins. ``num_nodes_per_rack``,
-    ``num_nodes_per_pod`` None: a scale-up domain of the machine, a pod of its network.
+    ``num_nodes_per_pod`` None: a scale-up domain of several nodes of the machine, a pod of its network; where it has none, as the profile's counts are of.
     """
 
     schema_version: Literal[1] = Field(1, alias="schema")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 from colossus.spec.causes import Cause
@@ -38,7 +39,7 @@ class Outage:
     """A standstill as it goes: when it began, why, what is known, and which part it is in.
 
     ``parts_s``: detect, wait, start, restore, compile so far; ``plan_s``: of the last three, what is still to come. ``fault``: the one that is being looked
-    for; ``echoes``: those that came meanwhile.
+    for; ``echoes``: those that came meanwhile, and when. ``saved_s``: when the state that it goes on from is on disk, where it stopped in good order.
     """
 
     kind: int | None = None
@@ -48,7 +49,9 @@ class Outage:
     action = why = ""
     phase = DETECTING
     fault: tuple[str, int | None, int | None]
-    echoes: tuple[tuple[str, int, int], ...] = ()
+    echoes: tuple[tuple[float, str, int, int], ...] = ()
+    saved_s = inf
+    num_workers = 0
 
     def __init__(self, now_s: float, reason: str, from_step: int, to_step: int, is_disk: bool) -> None:
         self.begun_s = self.until_s = now_s

@@ -22,7 +22,8 @@ from colossus.twin.streams import Streams, draw, draw_each, stream
 class Fault(NamedTuple):
     """``kind``: place of its class. ``node``: of those the job may use. ``is_lemons``: what a lemon has beyond the others; none once it is mended.
 
-    ``luck``: a number from 0 to 1 for what is left to chance about it.
+    What is left to chance about it, each a number from 0 to 1 of its own: ``idle_luck`` whether hardware that does not step has it too, ``repair_luck`` whether
+    its repair mends a lemon, ``check_luck`` how soon a check finds it.
     """
 
     time_s: float
@@ -31,7 +32,9 @@ class Fault(NamedTuple):
     detect_s: float
     repair_s: float
     is_lemons: bool
-    luck: float
+    idle_luck: float
+    repair_luck: float
+    check_luck: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,8 @@ class Grounds:
     num_nodes_per_pod: int
 
     @classmethod
-    def of(cls, machine: Machine, scenario: Scenario, *, num_nodes: int, num_gang_nodes: int) -> Grounds:
+    def of(cls, machine: Machine, scenario: Scenario, profile: FaultProfile, *, num_nodes: int, num_gang_nodes: int) -> Grounds:
+        """Racks and pods as the scenario says, else the machine (a domain of several nodes, a pod of its network), else as the profile's counts are of."""
         per_node = machine.node.num_chips
         domain = machine.scale_up.num_chips // per_node if machine.scale_up else 1
         pod = machine.scale_out.pod_chips if machine.scale_out else None
@@ -53,8 +57,8 @@ class Grounds:
             num_nodes=num_nodes,
             num_gang_nodes=num_gang_nodes,
             num_chips_per_node=per_node,
-            num_nodes_per_rack=scenario.num_nodes_per_rack or max(domain, 1),
-            num_nodes_per_pod=scenario.num_nodes_per_pod or (pod // per_node if pod else machine.num_nodes),
+            num_nodes_per_rack=scenario.num_nodes_per_rack or (domain if domain > 1 else profile.num_nodes_per_rack or 1),
+            num_nodes_per_pod=scenario.num_nodes_per_pod or (pod // per_node if pod else profile.num_nodes_per_pod or machine.num_nodes),
         )
 
     def group(self, unit: Unit) -> int:
@@ -79,25 +83,35 @@ def is_of_job(each: FaultClass) -> bool:
 
 
 def rate_per_s(each: FaultClass, grounds: Grounds, scenario: Scenario) -> float:
-    """Faults a second of a class over all its units, at the age of the middle of the horizon where it changes with age."""
-    age_s = scenario.age_s + scenario.horizon_s / 2
-    ageing = 1.0 if each.shape == 1 else each.shape * (age_s / each.mtbf_s) ** (each.shape - 1)
-    return scenario.fault_factor * grounds.num_units(each) / each.mtbf_s * ageing
+    """Faults a second of a class over all its units: the mean of the horizon where it changes with age."""
+    begin, end = _operational(each, scenario)
+    return scenario.fault_factor * grounds.num_units(each) * (end - begin) / scenario.horizon_s
+
+
+def _operational(each: FaultClass, scenario: Scenario) -> tuple[float, float]:
+    """The hazard's integral of one unit, (age / mtbf)^shape, at the horizon's begin and end."""
+    begin, end = scenario.age_s / each.mtbf_s, (scenario.age_s + scenario.horizon_s) / each.mtbf_s
+    return (begin, end) if each.shape == 1 else (begin**each.shape, end**each.shape)
 
 
 def lemon_nodes(profile: FaultProfile, grounds: Grounds, *, seed: int) -> np.ndarray:
-    """Which nodes are lemons: a fraction of all, anywhere."""
-    number = round(profile.lemon_fraction * grounds.num_nodes)
-    return stream(seed, "lemons").choice(grounds.num_nodes, number, replace=False) if number else np.empty(0, dtype=np.int64)
+    """Which nodes are lemons: each with the same chance, so that few nodes have none or one."""
+    if not profile.lemon_fraction:
+        return np.empty(0, dtype=np.int64)
+    rng = stream(seed, "lemons")
+    return rng.choice(grounds.num_nodes, rng.binomial(grounds.num_nodes, profile.lemon_fraction), replace=False)
 
 
 class Faults(Sequence[Fault]):
-    """Faults in order of time, by column; one is put together when it is asked for. ``lucks``: of each, above 1 where nothing comes of it while the gang stands."""
+    """Faults in order of time, by column; one is put together when it is asked for.
+
+    ``lucks``: ``idle_luck`` of each, above 1 where nothing comes of it while the gang stands.
+    """
 
     def __init__(self, columns: Sequence[list[Any]], is_never_idle: Sequence[bool]) -> None:
         self._columns = columns
         self.times_s: list[float] = columns[0]
-        self.lucks = [2.0 if is_never_idle[kind] else luck for kind, luck in zip(columns[1], columns[-1], strict=True)]
+        self.lucks = [2.0 if is_never_idle[kind] else luck for kind, luck in zip(columns[1], columns[Fault._fields.index("idle_luck")], strict=True)]
 
     def __len__(self) -> int:
         return len(self.times_s)
@@ -125,14 +139,15 @@ Columns = tuple[np.ndarray, ...]
 
 def _of_class(profile: FaultProfile, place: int, scenario: Scenario, grounds: Grounds, lemons: np.ndarray, rng: np.random.Generator) -> Columns:
     each = profile.classes[place]
-    times_s = _times(each, grounds.num_units(each) * scenario.fault_factor, scenario, rng)
+    has_lemons = bool(profile.lemon_fraction) and each.takes in (Unit.CHIP, Unit.NODE) and not is_of_job(each)
+    extra = (profile.lemon_factor - 1) * len(lemons) / grounds.num_nodes if has_lemons else 0.0  # of a good node's rate, beside what lemons share with all
+    mean = 1 + (profile.lemon_factor - 1) * profile.lemon_fraction if has_lemons else 1.0
+    times_s = _times(each, grounds.num_units(each) * scenario.fault_factor * (1 + extra) / mean, scenario, rng)
     number = len(times_s)
     nodes = rng.integers(grounds.num_gang_nodes if is_of_job(each) else grounds.num_nodes, size=number)
     is_lemons = np.zeros(number, dtype=bool)
-    if len(lemons) and each.takes in (Unit.CHIP, Unit.NODE) and not is_of_job(each):
-        extra = (profile.lemon_factor - 1) * len(lemons) / grounds.num_nodes  # beside what they share with all
-        odds = extra / (1 + extra)
-        is_lemons = rng.random(number) < odds
+    if extra:
+        is_lemons = rng.random(number) < extra / (1 + extra)
         nodes[is_lemons] = lemons[rng.integers(len(lemons), size=int(is_lemons.sum()))]
     return _columns(profile, place, times_s, nodes, is_lemons, rng)
 
@@ -144,9 +159,7 @@ def _times(each: FaultClass, num_units: float, scenario: Scenario, rng: np.rando
     """
     if not num_units:
         return np.empty(0)
-    begin, end = scenario.age_s / each.mtbf_s, (scenario.age_s + scenario.horizon_s) / each.mtbf_s
-    if each.shape != 1:
-        begin, end = begin**each.shape, end**each.shape
+    begin, end = _operational(each, scenario)
     reached = rng.standard_exponential(int(1.05 * num_units * (end - begin)) + 8).cumsum()
     while reached[-1] < num_units * (end - begin):
         reached = np.concatenate([reached, reached[-1] + rng.standard_exponential(64).cumsum()])
@@ -158,9 +171,11 @@ def _times(each: FaultClass, num_units: float, scenario: Scenario, rng: np.rando
 def _injected(profile: FaultProfile, injection: Injection, scenario: Scenario, grounds: Grounds, rng: np.random.Generator) -> Columns:
     """Faults on purpose, one after the other."""
     place = place_of(profile.classes, injection.cause)
-    every_s = injection.every.mean_s
-    times_s = np.cumsum(draw(injection.every, rng, ceil(scenario.horizon_s / every_s * 1.5) + 10))
-    times_s = times_s[times_s < scenario.horizon_s]
+    number = ceil(scenario.horizon_s / injection.every.mean_s) + 10
+    times_s = np.cumsum(draw(injection.every, rng, number))
+    while times_s[-1] < scenario.horizon_s:
+        times_s = np.concatenate([times_s, times_s[-1] + np.cumsum(draw(injection.every, rng, number))])
+    times_s = times_s[: times_s.searchsorted(scenario.horizon_s)]
     nodes = rng.integers(grounds.num_gang_nodes, size=len(times_s))
     return _columns(profile, place, times_s, nodes, np.zeros(len(times_s), dtype=bool), rng)
 
@@ -172,6 +187,6 @@ def place_of(classes: Sequence[FaultClass], cause: str) -> int:
 def _columns(profile: FaultProfile, place: int, times_s: np.ndarray, nodes: np.ndarray, is_lemons: np.ndarray, rng: np.random.Generator) -> Columns:
     each, number = profile.classes[place], len(times_s)
     if not number:
-        return (times_s,) * 7
+        return (times_s,) * len(Fault._fields)
     detect_s, diagnose_s, repair_s = draw_each((each.detect or profile.detect, each.diagnose or profile.diagnose, each.repair or profile.repair), rng, number)
-    return times_s, np.full(number, place), nodes, detect_s + diagnose_s, repair_s, is_lemons, rng.random(number)
+    return times_s, np.full(number, place), nodes, detect_s + diagnose_s, repair_s, is_lemons, *rng.random((3, number))

@@ -71,7 +71,7 @@ class Setting:
 
     @classmethod
     def of(cls, workload: Workload, machine: Machine, scenario: Scenario, profile: FaultProfile) -> Setting:
-        grounds = _grounds(workload, machine, scenario)
+        grounds = _grounds(workload, machine, scenario, profile)
         classes = profile.classes
         tier = scenario.checkpoint.memory
         lost = tuple(_loses_memory(each, tier) for each in classes)
@@ -242,7 +242,7 @@ def _memory_steps(scenario: Scenario, workload: Workload, copy_s: float) -> int 
     return max(1, round(wanted / workload.step_s)) if wanted else ram_interval_steps(copy_s=copy_s, step_s=workload.step_s)
 
 
-def _grounds(workload: Workload, machine: Machine, scenario: Scenario) -> Grounds:
+def _grounds(workload: Workload, machine: Machine, scenario: Scenario, profile: FaultProfile) -> Grounds:
     nodes = ceil(workload.num_job_chips / machine.node.num_chips)
     free = machine.num_nodes - nodes
     wanted = scenario.recovery.num_spares
@@ -253,4 +253,4 @@ def _grounds(workload: Workload, machine: Machine, scenario: Scenario) -> Ground
         hint = f"at most recovery.num_spares={free}, or a job on fewer chips (--chips)"
         raise SpecError("scenario", [Problem(path="recovery.num_spares", value=str(wanted), rule=rule, hint=hint)])
     spares = 0 if scenario.recovery.kind is Recovery.WAIT else free if wanted is None else wanted
-    return Grounds.of(machine, scenario, num_nodes=nodes + spares, num_gang_nodes=nodes)
+    return Grounds.of(machine, scenario, profile, num_nodes=nodes + spares, num_gang_nodes=nodes)

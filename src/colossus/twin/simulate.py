@@ -83,7 +83,7 @@ class _Twin:
     def tally(self, job: Job, replica: int) -> Tally:
         setting, wall_s = self.setting, job.wall_s
         workload, classes = setting.workload, setting.profile.classes
-        steps = int(job.progress.at) if job._outage is None else job._outage.to_step
+        steps = job.last_step
         spent = dict(zip(BOOK, job.book, strict=True))
         goodput_s = max(0.0, spent.pop(BOOK[0]))  # rounding may leave less than nothing
         node_s = job.nodes.node_s(setting.machine.num_nodes, wall_s)
@@ -182,8 +182,8 @@ class _Twin:
 
     def _notes(self, first: Job) -> list[str]:
         found = [f"The run was given up: {first.failed}."] if first.failed else []
-        if first._corrupt:
-            found.append(f"At the end the state was silently corrupt ({len(first._corrupt)} undetected); see recovery.sdc_check_interval_s.")
+        if first.num_corrupt:
+            found.append(f"At the end the state was silently corrupt ({first.num_corrupt} undetected); see recovery.sdc_check_interval_s.")
         return found
 
 
