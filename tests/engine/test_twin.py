@@ -170,13 +170,31 @@ def test_ten_thousand_faults() -> None:
     assert {payload["cause"] for payload in driven.of("fault")} == {"killed", "exited", "hung", "peer"}
 
 
-def test_what_takes_a_nodes_memory_loses_no_more_than_the_disks_interval() -> None:
+@pytest.mark.parametrize("span_steps", [1, 7, 1000])
+def test_what_takes_a_nodes_memory_loses_no_more_than_the_disks_interval(span_steps: int) -> None:
     faults = storm(300, seed=2, mean_s=15.0, causes=("kill", "exit"), num_ranks=2)
-    driven = drive(faults, num_steps=4000, disk_steps=20, ram_lost_by=frozenset({"kill", "exit"}))
+    driven = drive(faults, num_steps=4000, disk_steps=20, ram_lost_by=frozenset({"kill", "exit"}), span_steps=span_steps)
     assert driven.status == "done" and len(driven.of("recovered")) > 100
     late = 1 + round(TIMES.save_s / STEP_S)  # a save begun, but not committed
     check_steps(driven, num_steps=4000, most_lost=20 + late)
     assert {payload["source"] for payload in driven.of("worker_phase") if payload["phase"] == "restored"} == {"init", "disk"}
+
+
+@pytest.mark.parametrize("span_steps", [1, 1000])
+def test_a_standbys_death_takes_no_copy_along(span_steps: int) -> None:
+    faults = [(89.9, 2, "kill"), (90.0, 1, "exit")]
+    driven = drive(faults, disk_steps=150, evaluation_steps=None, ram_lost_by=frozenset({"kill"}), span_steps=span_steps)
+    assert driven.engine.num_faults == 2
+    assert [payload["source"] for payload in driven.of("worker_phase") if payload["phase"] == "restored"] == ["init"] * 2 + ["ram"] * 2
+
+
+@pytest.mark.parametrize("span_steps", [1, 1000])
+def test_faults_that_memory_heals_put_no_save_off(span_steps: int) -> None:
+    """A given interval counts from the newest save on disk, not from where a gang went on."""
+    faults = [(40.0 + 9.0 * number, number % 2, "kill") for number in range(6)]
+    driven = drive(faults, num_steps=300, disk_steps=40, evaluation_steps=None, span_steps=span_steps)
+    assert {payload["source"] for payload in driven.of("worker_phase") if payload["phase"] == "restored"} == {"init", "ram"}
+    assert [payload["step"] for payload in driven.of("checkpoint_saved")] == [*range(40, 300, 40), 300]
 
 
 @settings(max_examples=60, deadline=None)
@@ -249,6 +267,12 @@ def test_a_standby_that_hangs_is_replaced_and_never_takes_a_place() -> None:
     driven = drive([(12.0, 2, "hang"), (40.0, 1, "kill")])
     assert len(driven.of("standby_ready")) == 3
     assert [payload["action"] for payload in driven.of("recovery")] == ["reform"]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_standby_that_dies_with_a_worker_never_takes_its_place(num_workers: int) -> None:
+    driven = drive([(30.0, 0, "kill"), (30.0, num_workers, "kill")], num_workers=num_workers)
+    assert driven.status == "done" and len(driven.of("fault")) == 1 and driven.of("attempt_started")[-1]["how"] == "start"
 
 
 def test_a_gang_of_thousands_costs_little_more_than_one_of_two() -> None:

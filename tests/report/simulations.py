@@ -31,7 +31,7 @@ def scenario(**changes: Any) -> Scenario:
             memory=Tier.PEER, memory_bytes_per_s_per_node=2e11,
         ),
         stragglers=StragglerScenario(jitter_fraction=0.01, congestion_fraction=0.02, diurnal_fraction=0.01),
-        power=PowerScenario(outside_mean_c=16.0, outside_swing_c=6.0, outside_season_c=10.0, limit_w=31e6),
+        power=PowerScenario(outside_swing_c=6.0, outside_season_c=10.0, limit_w=31e6),
         money=MoneyScenario(depreciation_s=4 * 365 * DAY_S, building_depreciation_s=15 * 365 * DAY_S, building_usd_per_w=10.0, staff_usd_per_s_per_node=1e-4,
                             maintenance_fraction=0.02),
     ).model_copy(update=changes)  # fmt: skip

@@ -18,6 +18,7 @@ from colossus.spec.causes import Cause
 from colossus.spec.event import Event, read_events
 from colossus.spec.job import TrainJob
 from colossus.train import loop
+from colossus.train.checkpoint import _name
 from colossus.train.profile import StepProfile
 
 PROFILING_S = 0.2
@@ -77,3 +78,12 @@ def test_profiling_a_step_is_not_the_steps_time(tmp_path, monkeypatch):
     found = summarize(events)
     assert found.badput_s[Cause.OTHER] > 1.9 * PROFILING_S
     assert found.goodput_s + sum(found.badput_s.values()) == pytest.approx(found.wall_s)
+
+
+def test_a_given_interval_counts_from_the_newest_save_not_from_the_last_recovery(tmp_path):
+    assert loop.last_asked(tmp_path, 0, 100) == 0
+    for step in (100, 200, 400):
+        (tmp_path / f"{_name(step)}.json").write_text("{}")
+    assert loop.last_asked(tmp_path, 390, 100) == 200
+    assert loop.last_asked(tmp_path, 400, 100) == 400
+    assert loop.last_asked(tmp_path, 390, None) == 390

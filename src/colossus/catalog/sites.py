@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from colossus.catalog.entry import Entry, UsdFigure, WattFigure
 from colossus.catalog.nodes import load_node_entry
 from colossus.catalog.prices import SiteEntry
-from colossus.spec.base import Spec
+from colossus.spec.base import FiniteSpec
 from colossus.spec.machine import Figure, How, Site
 from colossus.spec.units import parse_quantity
 
@@ -29,7 +29,7 @@ class SourceKind(StrEnum):
     BATTERY = "battery"
 
 
-class ChipPhase(Spec):
+class ChipPhase(FiniteSpec):
     """From ``date`` on, ``num_chips`` of a node's kind run; they arrive evenly since the phase of that kind before it, or since ``since``.
 
     ``rated_w_per_chip``: what makers rate a node at, by chip, where the catalog's figure was measured; ``hardware_usd_per_chip``: servers and network.
@@ -52,8 +52,10 @@ class ChipPhase(Spec):
         return self
 
 
-class PowerSource(Spec):
-    """``power_w`` from ``date`` until ``until`` (None: for good). ``stored_j``: of a battery. A later one of the same name takes its place.
+class PowerSource(FiniteSpec):
+    """``power_w`` from ``date`` until ``until`` (None: for good), beside all others. ``stored_j``: of a battery.
+
+    Names only tell sources apart: what takes another's place begins where the other's ``until`` says.
 
     In a file ``power = "150 MW"`` and ``stored = "811 MWh"`` are read too.
     """
@@ -95,7 +97,7 @@ class PowerSource(Spec):
         return self
 
 
-class PublishedPoint(Spec):
+class PublishedPoint(FiniteSpec):
     """What others say of the site at a date. ``power_w`` is a facility's capacity: rated power and the hottest day's cooling, not the mean draw."""
 
     date: datetime.date
@@ -107,7 +109,7 @@ class PublishedPoint(Spec):
 class GrowingSite(Entry):
     """One file of ``catalog/sites``. ``begin``, ``end``: what is played out. ``mfu_fraction``: of the 16-bit peak, what training reaches on all of it.
 
-    ``outside_mean_c``: of a year. ``building_usd_per_w``: of a watt of facility capacity.
+    ``building_usd_per_w``: of a watt of facility capacity.
     """
 
     FOLDER: ClassVar[str] = "sites"
@@ -115,16 +117,21 @@ class GrowingSite(Entry):
     begin: datetime.date
     end: datetime.date
     site: SiteEntry = SiteEntry()
-    outside_mean_c: float
     mfu_fraction: Annotated[float, Field(gt=0, le=1)]
-    building_usd_per_w: Annotated[float, Field(ge=0)]
+    building_usd_per_w: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     phases: Annotated[list[ChipPhase], Field(min_length=1)]
     sources: Annotated[list[PowerSource], Field(min_length=1)]
     published: list[PublishedPoint] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _grows(self) -> Self:
-        problems = [*_wrong_period(self.begin, self.end), *_wrong_order(self.phases), *_shrinks(self.phases), *_early(self.phases, self.begin)]
+        problems = [
+            *_wrong_period(self.begin, self.end),
+            *_wrong_order(self.phases),
+            *_shrinks(self.phases),
+            *_early(self.phases, self.begin),
+            *_late(self.phases, self.end),
+        ]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -176,6 +183,12 @@ def _early(phases: Sequence[ChipPhase], begin: datetime.date) -> Iterator[str]:
     for phase in phases:
         if phase.date < begin:
             yield f"a phase of {phase.date} is before begin {begin}"
+
+
+def _late(phases: Sequence[ChipPhase], end: datetime.date) -> Iterator[str]:
+    first = min(phase.date for phase in phases)
+    if first > end:
+        yield f"the first phase, of {first}, is after end {end}, so that nothing would run; end on {first} or later"
 
 
 def site_names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,10 @@ def _asked(job: str | None, tokens: float | None, sequence_tokens: int) -> Asked
         if tokens is not None:
             raise click.UsageError("--tokens is of a job: name one with --job")
         return None
+    if tokens is not None and not math.isfinite(tokens):
+        from colossus.spec.errors import Problem, SpecError
+
+        raise SpecError("build-out", [Problem(path="--tokens", value=f"{tokens:g}", rule="must be a finite number", hint="e.g. --tokens 15e12")])
     from colossus.catalog.models import load_model
     from colossus.estimate.flop import train_flop
     from colossus.twin.build_out import Asked

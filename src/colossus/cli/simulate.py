@@ -102,11 +102,12 @@ def _write(ordered: Ordered, simulation: Simulation, runs: Path) -> Run:
     from colossus.spec.run import create_simulation, write_atomic
     from colossus.twin.simulate import simulated_events
 
+    text = page_of(simulation)  # before the folder is there: what cannot be drawn leaves none
     run = create_simulation(runs, _file_name(simulation.name))
     write_atomic(run.simulation, simulation.to_json())
     with run.events.open("w", encoding="utf-8") as file:
         file.writelines(event.to_line() + "\n" for event in simulated_events(ordered.workload, ordered.machine, ordered.scenario))
-    write_atomic(run.folder / "simulation.html", page_of(simulation))
+    write_atomic(run.folder / "simulation.html", text)
     return run
 
 

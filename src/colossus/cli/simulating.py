@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -73,13 +72,15 @@ def order(job: str, machine: str, options: dict[str, Any]) -> Ordered:
 def scenario_of(options: dict[str, Any], more: tuple[str, ...] = ()) -> Scenario:
     """The scenario with --set, --days, --seed and ``more`` laid over it."""
     from colossus.catalog.scenarios import load_scenario
+    from colossus.spec.units import MOST_S
 
     own = tuple(each for each in options["assignments"] if not each.startswith(_OF_JOB))
     days, seed = options["days"], options["seed"]
-    if days is not None and not 0 < days < math.inf:
+    if days is not None and not 0 < days <= MOST_S / 86400:
         from colossus.spec.errors import Problem, SpecError
 
-        raise SpecError("simulate", [Problem(path="--days", value=f"{days:g}", rule="must be above zero, and a number", hint="e.g. --days 90")])
+        rule = f"must be above zero, and at most {MOST_S / 86400:,.0f}, 100 years"
+        raise SpecError("simulate", [Problem(path="--days", value=f"{days:g}", rule=rule, hint="e.g. --days 90")])
     named = (*((f"horizon_s={days * 86400!r}",) if days is not None else ()), *((f"seed={seed}",) if seed is not None else ()))
     return load_scenario(options["scenario"], (*own, *named, *more))
 

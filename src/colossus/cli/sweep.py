@@ -45,12 +45,13 @@ def command(job: str, machine: str, vary: tuple[str, ...], as_json: bool, **opti
     Interrupted, even killed, it goes on where it stopped when the same command is given again.
     """
     from colossus.cli.simulating import order, scenario_of
-    from colossus.cli.sweeping import Store, as_data, identity, parse_dim, points_of, tasks
+    from colossus.cli.sweeping import Store, as_data, check, identity, parse_dim, points_of, tasks
     from colossus.report.simulation_sweep import OBJECTIVES, verdict
 
     dims = [parse_dim(text) for text in vary]
     all_tasks = tasks(dims, lambda more: scenario_of(options, more))
     ordered = order(job, machine, options)
+    check(ordered, all_tasks)
     store = Store(options["runs"] / f"sweep-{_file_name(ordered.workload.name)}-{identity(ordered, options['replicas'])}")
     done = _done(ordered, all_tasks, store, dims, options)
     objective, names = OBJECTIVES[options["objective"]], [dim.name for dim in dims]

@@ -75,6 +75,10 @@ def parse_dim(text: str) -> Dim:
 def _range(text: str, path: str, found: re.Match[str]) -> list[tuple[str, str]]:
     base = next((base for ending, base in _BASES if path.endswith(ending)), "")
     low, high, number = _number(text, found["low"], base), _number(text, found["high"], base), int(found["number"])
+    if not high < math.inf:
+        raise _refuse(text, f"ends at {found['high']}, to which no factor leads", "write a finite HIGH")
+    if number > _MOST_POINTS:
+        raise _refuse(text, f"{number:,} values are more than {_MOST_POINTS:,}", "fewer values")
     if not (0 < low < high and number >= 2):
         raise _refuse(text, "a range needs 0 < LOW < HIGH and two values or more", "write values that are zero as a list: 0,16,64")
     values = [low * (high / low) ** (index / (number - 1)) for index in range(number)]
@@ -109,6 +113,17 @@ def tasks(dims: Sequence[Dim], scenario_with: Callable[[tuple[str, ...]], Scenar
         more = tuple(f"{dim.path}={value}" for dim, (_, value) in zip(dims, chosen, strict=True))
         found.append(Task(values=tuple(shown for shown, _ in chosen), scenario=scenario_with(more)))
     return found
+
+
+def check(ordered: Ordered, all_tasks: Sequence[Task]) -> None:
+    """Each point on this machine, before any is simulated; an error names the first that cannot be."""
+    from colossus.twin.simulate import check as check_one
+
+    for task in all_tasks:
+        try:
+            check_one(ordered.workload, ordered.machine, task.scenario)
+        except SpecError as error:
+            raise SpecError(f"sweep, at {', '.join(task.values)}", error.problems, hint=error.hint) from None
 
 
 def identity(ordered: Ordered, num_replicas: int) -> str:

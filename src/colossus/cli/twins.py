@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colossus.cli.common import talk
 from colossus.cli.launch import TWIN, Kills, check_kills, load_any_job, make_plan, prior_mtbf_s, resolve_model, smaller_layouts, start_payload
 from colossus.cli.own_times import data_digest, job_digest, known_times
 from colossus.spec.errors import ColossusError, EngineError
@@ -30,12 +32,14 @@ _MANY_STEPS, _SPAN_STEPS = 20_000, 100_000
 _TICK_S, _COARSE_TICK_S = 0.05, 1.0
 _FLUSH_EVENTS = 2000
 _MANY_TRIES = 1000
+# Faults are drawn for so many times as long as the job takes without any, and for the scenario's horizon at least.
+_SLACK = 4.0
 _PLAN_OPTIONS = ("chips", "precision", "program", "sequences", "sequence_tokens", "tokens", "layout")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Staged:
-    """All that a simulated run needs: what is said at its start, how its workers behave, what befalls them."""
+    """All that a simulated run needs: what is said at its start, how its workers behave, what befalls them, and until when that is drawn."""
 
     job: TrainJob
     machine: Machine
@@ -48,6 +52,7 @@ class Staged:
     mtbf_s: float
     kills: Kills = ()
     faults: Sequence[Strike] = ()
+    faults_until_s: float = math.inf
     recovery: RecoverySpec
     tick_s: float = _TICK_S
 
@@ -99,6 +104,10 @@ def play(staged: Staged, runs: Path, *, is_quiet: bool = False) -> tuple[Run, st
         log.tell(engine.now_s(), "run_ended", status=status, step=log.last_step)
         log.flush()
         show()
+    if engine.now_s() > staged.faults_until_s:
+        talk().print(
+            f"faults were drawn for {staged.faults_until_s / 86400:.0f} days only, and the run took {engine.now_s() / 86400:.0f}: its end is too quiet"
+        )
     return run, status
 
 
@@ -217,7 +226,7 @@ def _began_cold(events: Sequence[Event]) -> bool:
 
 
 def stage_there(job_file: Path, machine: str, assignments: tuple[str, ...], workers: int | None, runs: Path, *, kills: Kills) -> Staged:
-    """One worker a node, a spare for each standby; faults as the default scenario's profile draws them, and those on purpose."""
+    """One worker a node, a spare for each standby; faults as the default scenario's profile draws them, until long after the job's end, and those on purpose."""
     from colossus.cli.simulating import order
 
     if workers is not None:
@@ -225,7 +234,7 @@ def stage_there(job_file: Path, machine: str, assignments: tuple[str, ...], work
     job = load_any_job(job_file, assignments, None)
     options: dict[str, Any] = dict.fromkeys(_PLAN_OPTIONS) | {"days": None, "seed": job.seed, "scenario": "default", "runs": runs}
     options["assignments"] = tuple(f"job.{each}" for each in assignments)
-    ordered = order(str(job_file), machine, options)
+    ordered = _until_the_end(order(str(job_file), machine, options), job.num_steps)
     workload = ordered.workload
     num_workers = -(-workload.num_job_chips // ordered.machine.node.num_chips)
     check_kills(kills, num_workers)
@@ -255,9 +264,16 @@ def stage_there(job_file: Path, machine: str, assignments: tuple[str, ...], work
         mtbf_s=mtbf_s,
         kills=kills,
         faults=faults,
+        faults_until_s=ordered.scenario.horizon_s,
         recovery=_recovery_there(job.recovery, num_workers, num_spares),
         tick_s=_COARSE_TICK_S,
     )
+
+
+def _until_the_end(ordered: Ordered, num_steps: int) -> Ordered:
+    """With a horizon that the job will not reach: here a job runs until it is done."""
+    horizon_s = max(ordered.scenario.horizon_s, _SLACK * num_steps * ordered.workload.step_s)
+    return replace(ordered, scenario=ordered.scenario.model_copy(update={"horizon_s": horizon_s}))
 
 
 def _recovery_there(asked: RecoverySpec, num_workers: int, num_spares: int) -> RecoverySpec:

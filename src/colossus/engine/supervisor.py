@@ -118,6 +118,7 @@ class Supervisor:
         self._inject()
         if len(self._ended) == self._num_workers:
             return self._ended[0]["status"]
+        self._drop_standbys()
         fault = self._find_fault()
         if fault is not None:
             if self._stop_sent_s is not None and not fault.permanent:  # asked to stop, and now broken: what is saved is saved
@@ -268,13 +269,17 @@ class Supervisor:
         self._living[worker] = None
         return worker
 
-    def _tend_standbys(self) -> None:
-        """Starts standbys once the gang trains, so that they do not slow its start; not in a hurry where they die. One that hangs is none."""
+    def _drop_standbys(self) -> None:
+        """One that ended or hangs is none: before a fault is mended, so that none of them takes a dead worker's place."""
         now, spec = self._engine.now_s(), self._task.recovery
         silent = [worker for worker in self._engine.silent(now - spec.heartbeat_timeout_s) if faults.is_silent(worker, spec, now)]
         for worker in [worker for worker in (*self._gone, *silent) if worker in self._standbys]:
             self._standbys.remove(worker)
             self._dismiss(worker)
+
+    def _tend_standbys(self) -> None:
+        """Starts standbys once the gang trains, so that they do not slow its start; not in a hurry where they die."""
+        now, spec = self._engine.now_s(), self._task.recovery
         missing = spec.num_standbys - len(self._standbys)
         if missing > 0 and now >= self._next_standby_s and all(worker.phase == "stepping" for worker in self._gang.values()):
             self._next_standby_s = now + _STANDBY_PAUSE_S

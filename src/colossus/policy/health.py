@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from math import ceil, log2
 
 
 def is_suspect(fault_times_s: Sequence[float], *, now_s: float, window_s: float, num_faults: int | None) -> bool:
@@ -22,3 +23,8 @@ def should_evict(*, slowdown_fraction: float, expected_s: float, swap_s: float) 
 def should_grow(*, num_workers: int, num_possible: int, expected_s: float, reform_s: float) -> bool:
     """Whether a gang that lost nodes should take back those that are here again, which costs ``reform_s``; ``expected_s``: until the next change, or the end."""
     return num_possible > num_workers and (num_possible / num_workers - 1) * expected_s > reform_s
+
+
+def rollback_tries(num_saved: int) -> int:
+    """How many saved states to restore and check, halving those in question each time, until the newest good one of ``num_saved`` is known: at least the one."""
+    return max(1, ceil(log2(num_saved + 1)))

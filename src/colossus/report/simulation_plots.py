@@ -108,6 +108,7 @@ def _bins(values: Sequence[float], width: float) -> list[float]:
 
 
 def _stack(course: Course, shown: Sequence[Cause], top: float, width: float, *, legend: bool = False) -> Drawn:
+    shown = [cause for cause in shown if cause in course.shares]
     names = [(LABELS[cause], f"c-{cause.value}") for cause in shown] if legend else []
     text, below = _legend(names, width)
     height, left = 200.0, 44.0
@@ -120,7 +121,7 @@ def _stack(course: Course, shown: Sequence[Cause], top: float, width: float, *, 
 
 
 def _time_scale(course: Course, left: float, width: float) -> svg.Scale:
-    num_bins = max(len(next(iter(course.shares.values()), [])), 1)
+    num_bins = max(len(course.steps_per_s), 1)
     return svg.Scale(low=0.0, high=course.bin_s * num_bins, start=left, end=width - 8)
 
 

@@ -195,7 +195,7 @@ def cells(point: Point, points: Sequence[Point], objective: Objective, standing:
     found = summary(point, objective)
     several: tuple[str, ...] = ()
     if len(point.outcomes) > 1:
-        several = (objective.ends(found.low, found.high) if found else "–", _against(standing, objective))
+        several = (objective.ends(found.low, found.high) if found else "–", _against(standing, objective) if found else "never gets there")
     others = (one.tell(other.median) if (other := summary(point, one)) else "–" for one in _others(points, objective))
     times = spread([float(one.num_interruptions) for one in point.outcomes])
     return (*point.values, objective.tell(found.median) if found else "–", *several, *others, f"{times.median:,.0f}")

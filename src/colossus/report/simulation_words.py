@@ -107,20 +107,28 @@ def verdict(simulation: Simulation) -> str:
     number = len(simulation.tallies)
     among = f"Median of {number} replicas: " if number > 1 else ""
     useful = over_replicas(simulation, lambda one: one.goodput_fraction)
-    return f"{among}{_progress(simulation)} {percent(useful.median if useful else 0)} of the time was useful work, {interrupted(simulation)}."
-
-
-def _progress(simulation: Simulation) -> str:
-    wall_s = quantile([one.wall_s for one in simulation.tallies], 0.5)
     time_s = over_replicas(simulation, lambda one: one.time_to_train_s)
+    if time_s is None:
+        return f"{among}{_standing(simulation)}, {interrupted(simulation)}."
+    return f"{among}{_progress(simulation, time_s)} {percent(useful.median if useful else 0)} of the time was useful work, {interrupted(simulation)}."
+
+
+def _standing(simulation: Simulation) -> str:
+    """Where no step was done that counts, useful work is none, whatever the step under way came to."""
+    horizon_s = simulation.scenario.horizon_s
+    if simulation.step_s > horizon_s:
+        return f"No step was done: one takes {duration(simulation.step_s)}, and {duration(horizon_s)} were simulated"
+    return f"No lasting progress in {duration(quantile([one.wall_s for one in simulation.tallies], 0.5))}"
+
+
+def _progress(simulation: Simulation, time_s: Spread) -> str:
+    wall_s = quantile([one.wall_s for one in simulation.tallies], 0.5)
     ideal = f"{duration(simulation.plan_s)} without any loss"
     if all(one.done for one in simulation.tallies):
         return f"Done after {duration(wall_s)}; {ideal}."
     num_done = sum(one.done for one in simulation.tallies)
     if 2 * num_done > len(simulation.tallies):
         return f"Done after {duration(wall_s)}, {num_done} of them within {duration(simulation.scenario.horizon_s)}; {ideal}."
-    if time_s is None:
-        return f"No lasting progress in {duration(wall_s)}."
     share = quantile([one.steps / simulation.num_steps for one in simulation.tallies], 0.5)
     return f"{percent(share)} of the training done in {duration(wall_s)}; all of it takes {duration(time_s.median)} at this pace, {ideal}."
 
@@ -135,7 +143,7 @@ def interrupted(simulation: Simulation) -> str:
 def figures(simulation: Simulation) -> list[tuple[str, str, str]]:
     """Key figures as (name, value, remark): medians over replicas, with their spread as the remark."""
     rows = [
-        _figure(simulation, "goodput", lambda one: one.goodput_fraction, percent, "useful steps over wall time"),
+        _figure(simulation, "goodput", lambda one: one.goodput_fraction, percent, _useful(simulation)),
         _figure(simulation, "time to train", lambda one: one.time_to_train_s, duration, f"{duration(simulation.plan_s)} without any loss"),
         _figure(simulation, "interruptions", lambda one: float(one.num_interruptions), lambda value: f"{value:,.0f}", _every(simulation)),
         _figure(simulation, "tokens trained", lambda one: one.tokens, lambda value: format_quantity(value, "").strip(), _steps(simulation)),
@@ -171,6 +179,10 @@ def _figure(
     low, high = tell(found.low), tell(found.high)
     ends = f"9 in 10 within {low} to {high}" if low != high else ""
     return name, tell(found.median), "; ".join(filter(None, [ends, remark]))
+
+
+def _useful(simulation: Simulation) -> str:
+    return "useful steps over wall time" if simulation.first.steps else "of the time went into a step that was not done at the end, not lost yet"
 
 
 def _every(simulation: Simulation) -> str:

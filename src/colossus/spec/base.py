@@ -18,6 +18,7 @@ _RULES = {
     "missing": "is required",
     "extra_forbidden": "is not a known key",
     "frozen_instance": "cannot be changed",
+    "finite_number": 'must be a finite number; what can be left out is switched off with "off"',
 }
 
 
@@ -56,6 +57,12 @@ class Spec(BaseModel):
         """A content hash: the same for equal specs, on any machine."""
         canonical = json.dumps(self.to_data(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class FiniteSpec(Spec):
+    """One that infinity and what is no number have no place in."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 def _without_none(spec: Spec, data: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +128,7 @@ def _toml_value(text: str) -> Any:
 
 
 def _problem(cls: type[BaseModel], item: Any) -> Problem:
-    location = [str(part) for part in item["loc"]]
+    location = [text for part in item["loc"] if "[" not in (text := str(part))]  # a union's tags for what it tried are no keys
     path = ".".join(location) or "file"
     hint = nearest(location[-1], _valid_keys(cls, location[:-1])) if item["type"] == "extra_forbidden" else None
     message = _RULES.get(item["type"]) or item["msg"].removeprefix("Value error, ")

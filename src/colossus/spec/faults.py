@@ -5,21 +5,23 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from colossus.spec.base import Spec
-from colossus.spec.units import Seconds
+from colossus.spec.base import FiniteSpec
+from colossus.spec.units import Lasting, Seconds
 
 Share = Annotated[float, Field(ge=0, le=1)]
+# What a simulation calls interruptions that are no faults, and streams of chance of its own.
+RESERVED = ("evicted", "grid", "grown", "lemons", "recovery")
 
 
-class Duration(Spec):
+class Duration(FiniteSpec):
     """A time with its spread. In a file, ``"10 min"`` alone is a constant one.
 
     ``spread``: of lognormal, sigma of the logarithm; of uniform, half the width over the mean (0..1); of the others, unused. ``mean_s`` is the mean of all.
     """
 
-    mean_s: Annotated[Seconds, Field(ge=0)]
+    mean_s: Annotated[Lasting, Field(ge=0)]
     kind: Literal["constant", "exponential", "lognormal", "uniform"] = "constant"
     spread: Annotated[float, Field(ge=0, le=3)] = 0.0
 
@@ -74,13 +76,13 @@ class Unit(StrEnum):
     SITE = "site"
 
 
-class FaultClass(Spec):
+class FaultClass(FiniteSpec):
     """One cause of faults. Each of the machine's ``per`` units has one every ``mtbf_s`` on average over all of
     them, lemons included; where ``shape`` is not 1, one by the age of ``mtbf_s``.
 
     ``shape``: of the Weibull hazard, (shape / mtbf) (age / mtbf)^(shape - 1): below 1 infant mortality, 1 exponential, above 1 wear. ``takes``: what is out
-    of service until it is repaired; NONE: nothing, CHIP and NODE: the node. ``repair`` None: it is back at once.
-    ``detect``: from the fault to the job's end or standstill being seen; ``diagnose``: from there to knowing what to do without.
+    of service until it is repaired; NONE: nothing, CHIP and NODE: the node. ``detect``: from the fault to the job's end or standstill being seen;
+    ``diagnose``: from there to knowing what to do without; these and ``repair`` None: the profile's.
     """
 
     cause: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -96,8 +98,15 @@ class FaultClass(Spec):
     slowdown_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     source: str = ""
 
+    @field_validator("cause")
+    @classmethod
+    def _is_free(cls, cause: str) -> str:
+        if cause in RESERVED:
+            raise ValueError(f"is a name that simulations use themselves ({', '.join(RESERVED)}); write another, e.g. {cause}_fault")
+        return cause
 
-class FaultProfile(Spec):
+
+class FaultProfile(FiniteSpec):
     """How often what fails, and the lemons: ``lemon_fraction`` of nodes that fail ``lemon_factor`` times as often as the others.
 
     A repair fails with ``failed_repair_fraction``: the node comes back as it was, a lemon still a lemon; else it is as the others.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 _PREFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
@@ -83,3 +83,21 @@ Bytes = Annotated[int, _from_text("B", int)]
 BytesPerS = Annotated[float, _from_text("B/s", float)]
 Watts = Annotated[float, _from_text("W", float)]
 Joules = Annotated[float, _from_text("J", float)]
+
+
+def at_most(limit: float, text: str) -> AfterValidator:
+    """A bound that says itself, and why, in words."""
+    return AfterValidator(lambda value: value if value <= limit else _refused(f"must be at most {text}"))
+
+
+def at_least(limit: float, text: str) -> AfterValidator:
+    return AfterValidator(lambda value: value if value >= limit else _refused(f"must be at least {text}"))
+
+
+def _refused(rule: str) -> Any:
+    raise ValueError(rule)
+
+
+MOST_S = 36525 * 86400.0
+# Of what a simulation plays or waits for: no machine lives longer, and sums of seconds stay exact to a microsecond.
+Lasting = Annotated[Seconds, at_most(MOST_S, '100 years ("36525 d"), longer than any machine lives')]

@@ -97,6 +97,13 @@ class Diverged(Exception):
     """The guard saw bad steps come back after every rollback."""
 
 
+def last_asked(folder: Path, step: int, interval_steps: int | None) -> int:
+    """The step that a given interval counts from in a gang that goes on from ``step``: the newest on disk, so that faults that memory heals put no save off."""
+    if interval_steps is None:
+        return step
+    return max((saved for saved in saved_steps(folder) if saved <= step), default=0)
+
+
 class Loop:
     """Runs the steps. Every rank runs the same one; only the leader (rank 0) decides on saves and writes events."""
 
@@ -111,7 +118,7 @@ class Loop:
         self._step_times: list[float] = []
         self._ram_interval = 1
         self._disk_interval = setup.job.checkpoint.interval_steps
-        self._asked_disk_step = self._step  # the leader's, to keep the interval
+        self._asked_disk_step = last_asked(setup.checkpoint_folder, self._step, self._disk_interval)  # the leader's, to keep the interval
         self._saved_step = self._step if on_disk else None  # every rank's
         self._rolled_back = False
         self._blocked_s = 0.0

@@ -221,10 +221,10 @@ class TwinEngine:
             return
         self.num_faults += 1
         gang = worker.gang
-        if cause in self.script.ram_lost_by:
-            self.ram_step = None
         if gang is not None:
-            self._break(gang)  # its last steps are said while all can speak
+            self._break(gang)  # its last steps are said while all can speak, and their copies made
+            if cause in self.script.ram_lost_by:
+                self.ram_step = None
         if cause in ("exit", "permanent"):
             worker.say("failed", error=f"simulated: {cause}", hint=None, permanent=cause == "permanent")
         if cause in ("kill", "exit", "permanent"):

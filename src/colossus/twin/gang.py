@@ -104,7 +104,7 @@ class Gang:
         restore_s = {"ram": times.restore_ram_s, "disk": times.restore_disk_s, "init": times.init_s}[source]
         yield restore_s
         self._say("phase", phase="restored", duration_s=restore_s, step=self.step, source=source)
-        self._asked_disk = self.step
+        self._asked_disk = self.step if self.script.disk_steps is None else engine.disk_step or 0  # as train.loop.last_asked
         yield from self._train(on_disk=source == "disk")
 
     # Training

@@ -37,8 +37,12 @@ def events_of(job: Job) -> Iterator[Event]:
             yield from _return(attempt, *row)
         else:
             yield from _TOLD[kind](job, *row)
+    end = job.last_step
+    if end < int(job.progress.at):
+        payload = {"from_step": int(job.progress.at), "to_step": end, "reason": "it ended while the gang stood; what was not saved is lost"}
+        yield Event(time_s=job.wall_s, kind="rollback", payload=payload)
     status = "done" if job.is_done else "failed" if job.failed else "interrupted"
-    payload = {"status": status, "step": int(job.progress.at), "reason": job.failed or ("" if job.is_done else "the horizon was reached")}
+    payload = {"status": status, "step": end, "reason": job.failed or ("" if job.is_done else "the horizon was reached")}
     yield Event(time_s=job.wall_s, kind="run_ended", payload=payload)
 
 
@@ -74,12 +78,17 @@ def _fault(job: Job, known_s: float, detected_s: float, name: str, kind: int | N
     yield Event(time_s=known_s, kind="fault", payload=payload)
 
 
-def _wait(job: Job, until_s: float, saved_s: float, waited_s: float, step: int, reason: str) -> Iterator[Event]:
+def _wait(job: Job, until_s: float, saved_s: float, waited_s: float, step: int, reason: str, is_saved: bool, is_planned: bool) -> Iterator[Event]:
     """A standstill on purpose: what was saved before, and the wait."""
     if saved_s:
         payload = {"step": step, "tier": "disk", "blocked_s": saved_s}
         yield Event(time_s=until_s - waited_s, kind="checkpoint_started", payload=payload)
-    yield Event(time_s=until_s, kind="waiting", payload={"duration_s": waited_s, "reason": reason})
+    if is_saved:
+        setting = job.setting
+        size_bytes = setting.scenario.checkpoint.state_bytes_per_parameter * setting.workload.num_parameters
+        payload = {"step": step, "tier": "disk", "duration_s": setting.save_s, "size_bytes": size_bytes}
+        yield Event(time_s=until_s - waited_s, kind="checkpoint_saved", payload=payload)
+    yield Event(time_s=until_s, kind="waiting", payload={"duration_s": waited_s, "reason": reason, "is_planned": is_planned})
 
 
 def _decision(job: Job, time_s: float, action: str, reason: str, num_workers: int) -> Iterator[Event]:

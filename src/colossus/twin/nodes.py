@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heappop, heappush
+from math import inf
 
 from colossus.spec.simulation import NodeState
 
@@ -13,12 +14,13 @@ GANG, SPARE, REPAIR = 0, 1, 2
 class Nodes:
     """``num_nodes`` that the job may use, the first ``num_gang`` of them its gang. Cost grows with changes, not with nodes."""
 
-    __slots__ = ("gang", "lemons", "num_nodes", "place", "repair", "returns", "seconds", "since_s", "spare", "spares", "steps")
+    __slots__ = ("gang", "lemons", "next_back_s", "num_nodes", "place", "repair", "returns", "seconds", "since_s", "spare", "spares", "steps")
 
     def __init__(self, num_nodes: int, num_gang: int, lemons: Iterable[int] = ()) -> None:
         self.num_nodes = num_nodes
         self.lemons = set(lemons)
         self.returns: list[tuple[float, int, bool]] = []
+        self.next_back_s = inf
         self.place = bytearray([GANG]) * num_gang + bytearray([SPARE]) * (num_nodes - num_gang)
         self.spares = list(range(num_nodes - 1, num_gang - 1, -1))
         self.gang, self.spare, self.repair = num_gang, num_nodes - num_gang, 0
@@ -59,6 +61,7 @@ class Nodes:
     def repair_until(self, node: int, back_s: float, is_mended: bool) -> None:
         """A node that failed will be back then, as a spare. ``is_mended``: no lemon any more."""
         heappush(self.returns, (back_s, node, is_mended))
+        self.next_back_s = self.returns[0][0]
 
     def settle(self, now_s: float) -> None:
         """Takes in the nodes that are back by now; before anything that counts nodes."""
@@ -72,6 +75,7 @@ class Nodes:
             self.spares.append(node)
             if is_mended:
                 self.lemons.discard(node)
+        self.next_back_s = returns[0][0] if returns else inf
 
     def resize(self, num_gang: int) -> None:
         """Fills the gang from spares, or lets nodes of it go as spares."""

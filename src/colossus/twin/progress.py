@@ -31,7 +31,7 @@ class Pace(NamedTuple):
 class Progress:
     """Where the state stands: ``at`` steps (a part of one too), next save, what is on disk.
 
-    A save begins at every ``interval`` steps after the step that the gang began from; the steps stand still for ``blocked_s`` of it and it is on
+    A save begins ``interval`` steps after the last; the steps stand still for ``blocked_s`` of it and it is on
     disk ``save_s`` after it began. ``advance`` books the time of one stretch at one pace; it costs the same for a second and for a month.
     """
 
@@ -50,10 +50,10 @@ class Progress:
         self._begun_s = -inf
 
     def begin(self, step: int, interval: int | None) -> None:
-        """A gang goes on from ``step``, with a save every ``interval`` of them."""
+        """A gang goes on from ``step``, with a save every ``interval`` steps from the newest on disk; one that is overdue begins at once."""
         self.at, self.base = float(step), step
         self.interval = interval
-        self.next_save = step + interval if interval else inf
+        self.next_save = max(step, self.disk + interval) if interval else inf
         self.left_s, self.saves_here, self._begun_s = 0.0, 0, -inf
 
     def advance(self, now_s: float, elapsed_s: float, step_s: float) -> tuple[float, float]:
@@ -95,7 +95,7 @@ class Progress:
     def committed(self, now_s: float) -> int:
         """The newest step on disk; saves never overlap, so that the last but one is there for certain."""
         if self.saves_here and self.interval:
-            last = self.base + self.saves_here * self.interval
+            last = int(self.next_save) - self.interval
             if now_s - self._begun_s >= self.save_s:
                 self.disk = last
             elif self.saves_here > 1:

@@ -14,6 +14,7 @@ from colossus.spec.scenario import Scenario
 from colossus.spec.simulation import Course, SimulatedIncident, Simulation, Tally
 from colossus.spec.units import format_duration
 from colossus.twin.book import BOOK, IncidentRow
+from colossus.twin.bounds import check_faults
 from colossus.twin.course import course_of
 from colossus.twin.log import events_of
 from colossus.twin.power import PowerModel
@@ -56,11 +57,17 @@ def simulated_events(workload: Workload, machine: Machine, scenario: Scenario) -
     return events_of(twin.play(0, is_logged=True))
 
 
+def check(workload: Workload, machine: Machine, scenario: Scenario) -> None:
+    """A SpecError where ``simulate`` would raise one; nothing is played."""
+    _Twin(workload, machine, scenario)
+
+
 class _Twin:
     def __init__(self, workload: Workload, machine: Machine, scenario: Scenario) -> None:
         self.profile = profile_of(scenario)
         self.power = PowerModel.of(machine, workload, scenario)
         self.setting = Setting.of(workload, machine, scenario, self.profile)
+        check_faults(self.profile, self.setting.grounds, scenario)
 
     def play(self, replica: int, *, is_kept: bool = False, is_logged: bool = False) -> Job:
         scenario = self.setting.scenario
@@ -76,7 +83,7 @@ class _Twin:
     def tally(self, job: Job, replica: int) -> Tally:
         setting, wall_s = self.setting, job.wall_s
         workload, classes = setting.workload, setting.profile.classes
-        steps = int(job.progress.at) if job._outage is None else job._outage.to_step
+        steps = job.last_step
         spent = dict(zip(BOOK, job.book, strict=True))
         goodput_s = max(0.0, spent.pop(BOOK[0]))  # rounding may leave less than nothing
         node_s = job.nodes.node_s(setting.machine.num_nodes, wall_s)
@@ -175,8 +182,8 @@ class _Twin:
 
     def _notes(self, first: Job) -> list[str]:
         found = [f"The run was given up: {first.failed}."] if first.failed else []
-        if first._corrupt:
-            found.append(f"At the end the state was silently corrupt ({len(first._corrupt)} undetected); see recovery.sdc_check_interval_s.")
+        if first.num_corrupt:
+            found.append(f"At the end the state was silently corrupt ({first.num_corrupt} undetected); see recovery.sdc_check_interval_s.")
         return found
 
 

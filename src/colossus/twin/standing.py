@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from colossus.policy.health import is_suspect
+from abc import abstractmethod
+from typing import NamedTuple
+
+from colossus.policy.health import is_suspect, rollback_tries
 from colossus.policy.recovery import Action
+from colossus.spec.units import format_duration
 from colossus.twin.book import (
     CHECKPOINT,
     DETECT,
     DETECTING,
     LOST,
+    PLANNED,
     PRODUCTIVE,
     RECOMPILE,
     RESTART,
@@ -26,6 +31,16 @@ from colossus.twin.setting import GRID, Kind, Setting
 from colossus.twin.stepping import BACK, FAULT, Stepping
 
 
+class Corruption(NamedTuple):
+    """The state is wrong from step ``at`` on, done at ``struck_s``; ``clean``, of ``since_s``, is the newest one on disk that is not."""
+
+    fault: Fault
+    at: float
+    struck_s: float
+    clean: int
+    since_s: float
+
+
 class Standing(Stepping):
     """From a fault, an order or an outage to the first step after it."""
 
@@ -39,55 +54,82 @@ class Standing(Stepping):
         self.failed: str | None = None
         self._evicted: int | None = None
         self._history: dict[int, list[float]] = {}
-        self._corrupt: list[tuple[float, int, Fault]] = []
+        self._corrupt: list[Corruption] = []
         self._drains = scenario.recovery.drain_after_faults is not None
         self._failed_repair = setting.profile.failed_repair_fraction
         self._idle = setting.profile.idle_fraction
         self._lucks = self.faults.lucks
         self.num_recoveries = 0
 
+    @property
+    def last_step(self) -> int:
+        """Steps done that are not lost."""
+        return int(self.progress.at) if self._outage is None else self._outage.to_step
+
+    @property
+    def num_corrupt(self) -> int:
+        """Corruptions in the state that nobody has seen."""
+        return len(self._corrupt)
+
     def _stop_for(self, fault: Fault, kind: Kind) -> None:
         """A stop in good order: the state is saved, then the work takes the time that a repair of its class takes."""
-        now_s = self.kernel.now_s
-        self._close(now_s)
-        self.progress.committed(now_s)
-        outage = self._stand(kind.cause, int(self.progress.at), self.setting.memory_steps is None)
-        outage.kind, outage.save_s = fault.kind, self.setting.save_s
-        outage.phase = WAITING
-        outage.until_s = now_s + outage.save_s + fault.repair_s
+        outage = self._stand_saved(kind.cause, fault.repair_s)
+        outage.kind, outage.is_planned = fault.kind, True
         self._know(kind.cause)
 
     def _order(self, why: str, node: int | None = None) -> None:
-        """The gang reforms by our own decision, nothing lost but the step under way."""
+        """The gang changes by our own decision. Survivors with copies in memory lose the step under way; all others save first."""
+        setting, now_s = self.setting, self.kernel.now_s
+        if setting.reforms and setting.memory_steps is not None:
+            self._close(now_s)
+            self.progress.committed(now_s)
+            outage = self._stand(why, int(self.progress.at), is_disk=False)
+        else:
+            outage = self._stand_saved(why, 0.0)
+        outage.node = node
+        self._know(why)
+
+    def _stand_saved(self, name: str, work_s: float) -> Outage:
+        """The gang stands, saves, and the work takes so long."""
         now_s = self.kernel.now_s
         self._close(now_s)
         self.progress.committed(now_s)
-        self._stand(why, int(self.progress.at), self.setting.memory_steps is None).node = node
-        self._know(why)
+        outage = self._stand(name, int(self.progress.at), self.setting.memory_steps is None)
+        outage.phase, outage.save_s = WAITING, self.setting.save_s
+        outage.saved_s = now_s + outage.save_s
+        outage.until_s = outage.saved_s + work_s
+        return outage
 
-    def _roll_back(self, fault: Fault, kind: Kind, clean_s: float, clean: int) -> None:
-        """The state is known to be wrong since ``clean_s``: back to what was saved before."""
-        now_s = self.kernel.now_s
+    def _roll_back(self, fault: Fault, kind: Kind, clean: int, since_s: float, struck_s: float) -> None:
+        """The state is known to be wrong: saved ones are tried until one is good. ``clean``: the newest good one; ``since_s``: when it was; ``struck_s``: when it went wrong."""
+        now_s, setting = self.kernel.now_s, self.setting
         self._close(now_s)
-        to_step = min(clean, self.progress.committed(now_s))
-        outage = self._stand(kind.cause, to_step, True, since_s=clean_s)
+        saved = self.progress.committed(now_s)
+        to_step = min(clean, saved)
+        outage = self._stand(kind.cause, to_step, is_disk=True, since_s=since_s)
         self.progress.disk = to_step
+        self.num_disk_losses += 1
         outage.kind, outage.node = fault.kind, fault.node
-        outage.until_s = now_s + self.setting.scenario.recovery.sdc_check_s
+        count = 1 + (saved - to_step) // (self.progress.interval or saved + 1)
+        outage.detail = f"wrong for {format_duration(now_s - struck_s)}, {count} saved states in question; "
+        tries = rollback_tries(count)
+        outage.until_s = now_s + tries * (setting.scenario.recovery.sdc_check_s + setting.restore_disk_s)
         self._know(kind.cause)
 
     def _black_out(self, until_s: float) -> None:
-        """All nodes stand without power until then; copies in memory are gone."""
+        """All nodes stand without power until then; copies in memory are gone. What else the gang waited for, it still waits for."""
         now_s, outage = self.kernel.now_s, self._outage
         if outage is None:
             self._close(now_s)
-            outage = self._stand(GRID, self.progress.committed(now_s), True)
+            outage = self._stand(GRID, self.progress.committed(now_s), is_disk=True)
+            self.num_disk_losses += 1
         else:
             self._book_down(now_s)
             if not outage.is_disk:
                 self._lose_copies(outage)
             self._count(GRID)
-        outage.kind, outage.reason = None, GRID
+            until_s = until_s if outage.phase is RETURNING else max(until_s, outage.until_s)
+        outage.kind, outage.reason, outage.is_planned = None, GRID, False
         outage.phase, outage.action, outage.until_s = WAITING, "", until_s
         self._know(GRID)
 
@@ -105,7 +147,7 @@ class Standing(Stepping):
         self.book[PRODUCTIVE] -= lost_s
         self.book[LOST] += lost_s
         if self._corrupt:
-            self._corrupt = [row for row in self._corrupt if row[1] < to_step]
+            self._corrupt = [row for row in self._corrupt if row.at < to_step]
         self.num_interruptions[name] = self.num_interruptions.get(name, 0) + 1
         if self.nodes.since_s != now_s:
             self.nodes.tick(now_s)
@@ -154,19 +196,22 @@ class Standing(Stepping):
             outage.phase, outage.until_s = DETECTING, now_s + fault.detect_s
             self._know(kind.cause, fault)
         elif self.is_logged:
-            outage.echoes += ((kind.cause, fault.kind, fault.node),)
+            outage.echoes += ((now_s, kind.cause, fault.kind, fault.node),)
 
     def _lose_copies(self, outage: Outage) -> None:
         """The copies in memory that the gang was to go on from are lost as well."""
         outage.is_disk = True
         self.num_disk_losses += 1
-        to_step = min(self.progress.disk, outage.to_step)
+        to_step = outage.to_step if outage.saved_s <= self.kernel.now_s else min(self.progress.disk, outage.to_step)
         more = outage.to_step - to_step
         more_s = more * self._pace.productive_s
         self.book[PRODUCTIVE] -= more_s
         self.book[LOST] += more_s
         self.lost_steps += more
         outage.to_step, outage.lost_s = to_step, outage.lost_s + more_s
+        if self.is_kept and self.rewinds:
+            begun_s, ended_s = self.rewinds[-1]
+            self.rewinds[-1] = (max(0.0, begun_s - more * self._pace.step_s - self._blocked_within(more)), ended_s)
 
     def _on_known(self, turn: int) -> None:
         if turn == self._turn and self._outage is not None:
@@ -179,9 +224,12 @@ class Standing(Stepping):
         nodes.settle(kernel.now_s)
         if self._suspects:
             self._take_out_suspects()
+        if outage.saved_s <= kernel.now_s and self.progress.disk < outage.to_step:
+            self.progress.disk = outage.to_step
+            self.progress.num_saves += 1
         decision = setting.decide(outage.kind, outage.reason, nodes.gang, nodes.spare, nodes.repair)
         action = decision.action
-        outage.action, outage.why = action, decision.reason
+        outage.action, outage.why = action, outage.detail + decision.reason
         if self.is_logged:
             self.log.append(("recovery", kernel.now_s, action.value, decision.reason, decision.num_workers))
         if action is Action.GIVE_UP:
@@ -196,7 +244,8 @@ class Standing(Stepping):
             nodes.tick(kernel.now_s)
             nodes.resize(decision.num_workers)
         self.num_recoveries += 1
-        is_reform = setting.reforms and action is not Action.RESTART
+        outage.num_workers = decision.num_workers
+        is_reform = setting.reforms and action is not Action.RESTART and outage.reason != GRID
         drawn = self.chance.swaps if is_reform else self.chance.starts
         start_s = self.chance.next_of(drawn)
         drawn.pop()
@@ -232,7 +281,7 @@ class Standing(Stepping):
             parts_s[3] += restored_s
             parts_s[4] += compiled_s
             if self.is_logged:
-                self.log.append(("return", now_s, (took_s, restored_s, compiled_s), outage.to_step, outage.action, self.nodes.gang, outage.is_disk))
+                self.log.append(("return", now_s, (took_s, restored_s, compiled_s), outage.to_step, outage.action, outage.num_workers, outage.is_disk))
         elif outage.phase is DETECTING:
             book[DETECT] += elapsed_s
             parts_s[0] += elapsed_s
@@ -242,12 +291,13 @@ class Standing(Stepping):
             saved_s = min(elapsed_s, outage.save_s)
             outage.save_s -= saved_s
             book[CHECKPOINT] += saved_s
-            book[WAIT] += elapsed_s - saved_s
+            book[PLANNED if outage.is_planned else WAIT] += elapsed_s - saved_s
             parts_s[1] += elapsed_s
             if self.is_logged:
-                self.log.append(("wait", now_s, saved_s, elapsed_s - saved_s, outage.from_step, outage.why or outage.reason))
+                is_saved = saved_s > 0 and not outage.save_s
+                self.log.append(("wait", now_s, saved_s, elapsed_s - saved_s, outage.from_step, outage.why or outage.reason, is_saved, outage.is_planned))
         if outage.echoes:
-            self.log.extend(("fault", now_s, 0.0, *echo) for echo in outage.echoes)
+            self.log.extend(("fault", now_s, now_s - struck_s, *echo) for struck_s, *echo in outage.echoes)
             outage.echoes = ()
         if self.is_kept:
             self._mark(now_s)
@@ -274,6 +324,12 @@ class Standing(Stepping):
         if self.is_kept or self.is_logged:
             self._keep(outage, now_s)
         self._begin(outage.to_step)
+        if self.nodes.gang < self.setting.num_gang:
+            self._grow()
+
+    @abstractmethod
+    def _grow(self) -> None:
+        """Takes back nodes that are here again, where that pays."""
 
     def _keep(self, outage: Outage, now_s: float) -> None:
         row = IncidentRow(

@@ -21,7 +21,7 @@ from colossus.twin.book import (
 )
 from colossus.twin.faults import Fault, lemon_nodes
 from colossus.twin.kernel import Kernel
-from colossus.twin.nodes import Nodes
+from colossus.twin.nodes import GANG, Nodes
 from colossus.twin.progress import Pace, Progress
 from colossus.twin.setting import Setting
 
@@ -52,7 +52,7 @@ class Stepping(ABC):
         self.stepping_s = 0.0
         self.rows: list[tuple[Any, ...]] = []
         self.is_done = False
-        self._slow: dict[int, float] = {}
+        self._slow: dict[int, tuple[float, float]] = {}
         self._suspects: list[Fault] = []
         self._outage: Outage | None = None
         self._turn = self._awaited = 0
@@ -88,10 +88,12 @@ class Stepping(ABC):
     def _begin(self, step: int) -> None:
         """The gang steps from ``step`` on."""
         now_s, setting = self.kernel.now_s, self.setting
-        self.nodes.settle(now_s)
-        self.nodes.tick(now_s)
-        self.nodes.steps = True
-        if not self._is_paced or self.nodes.gang != self._paced_gang:
+        nodes = self.nodes
+        if nodes.next_back_s <= now_s:
+            nodes.settle(now_s)
+        nodes.tick(now_s)
+        nodes.steps = True
+        if self._slow or not self._is_paced or self.nodes.gang != self._paced_gang:
             self._set_pace()
         if self._is_adaptive or self._interval_of is not self._pace:
             self._interval_of = self._pace
@@ -108,7 +110,8 @@ class Stepping(ABC):
         """Sees to it that the job ends when its steps are done: one look is asked for at a time, at or before then."""
         self._turn += 1
         now_s = self.kernel.now_s
-        if self._look_s <= now_s + (self.num_steps - self.progress.at) * self._pace.step_s:
+        least_s = now_s + (self.num_steps - self.progress.at) * self._pace.step_s
+        if self._look_s <= least_s or least_s > self._horizon_s:
             return
         self._look_s = now_s + self.progress.remaining_s(self.num_steps, self._pace.step_s)
         if self._look_s <= self._horizon_s:
@@ -154,7 +157,8 @@ class Stepping(ABC):
 
     def _set_pace(self) -> None:
         self._paced_gang, self._is_paced = self.nodes.gang, True
-        self._pace = self.setting.pace(self._paced_gang, max(self._slow.values()) if self._slow else 0.0, self._diurnal, self._speed)
+        slowest = max((slower for node, (slower, _) in self._slow.items() if self.nodes.place[node] == GANG), default=0.0)
+        self._pace = self.setting.pace(self._paced_gang, slowest, self._diurnal, self._speed)
 
     def _repace(self) -> None:
         """The step takes another time from now on, or when the gang is back."""

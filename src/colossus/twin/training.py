@@ -17,7 +17,7 @@ from colossus.twin.book import (
 from colossus.twin.faults import Fault
 from colossus.twin.nodes import GANG, REPAIR, SPARE
 from colossus.twin.setting import Kind, Setting
-from colossus.twin.standing import Standing
+from colossus.twin.standing import Corruption, Standing
 from colossus.twin.stepping import BACK, FAULT, LIMIT
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Job(Standing):
             return  # a job that does not run has no bugs; and what stands still may not break
         fault = self.faults[place]
         kind = self._kinds[fault.kind]
-        self.nodes.settle(self.kernel.now_s)
+        if self.nodes.next_back_s <= self.kernel.now_s:
+            self.nodes.settle(self.kernel.now_s)
         if not kind.is_of_job:
             was = self.nodes.place[fault.node]
             if was == REPAIR or (was == SPARE and fault.idle_luck >= self._idle) or (fault.is_lemons and fault.node not in self.nodes.lemons):
@@ -112,16 +113,19 @@ class Job(Standing):
         if not is_gang:
             self._take_down(fault, kind.group)
             return
-        self._slow[fault.node] = max(kind.slowdown_fraction, self._slow.get(fault.node, 0.0))
+        fast_s = self.kernel.now_s + fault.repair_s
+        slower, later_s = self._slow.get(fault.node, (0.0, 0.0))
+        self._slow[fault.node] = (max(kind.slowdown_fraction, slower), max(fast_s, later_s))
         self._repace()
-        self.kernel.at(self.kernel.now_s + fault.repair_s, self._on_fast, fault.node, BACK)
+        self.kernel.at(fast_s, self._on_fast, fault.node, BACK)
         scenario = self.setting.scenario.recovery
         swap_s = scenario.swap.mean_s if self.setting.reforms else scenario.start.mean_s + scenario.compile.mean_s
         if scenario.evict_slow and should_evict(slowdown_fraction=kind.slowdown_fraction, expected_s=kind.mean_repair_s, swap_s=swap_s):
             self.kernel.at(self.kernel.now_s + self.chance.one(scenario.evict_detect), self._on_evict, fault, FAULT)
 
     def _on_fast(self, node: int) -> None:
-        if self._slow.pop(node, None) is not None:
+        if node in self._slow and self._slow[node][1] <= self.kernel.now_s:
+            del self._slow[node]
             self._repace()
 
     def _on_evict(self, fault: Fault) -> None:
@@ -143,15 +147,16 @@ class Job(Standing):
             return
         now_s = self.kernel.now_s
         self._close(now_s)
-        clean = self.progress.committed(now_s)
-        self._corrupt.append((now_s, clean, fault))
+        clean, at = self.progress.committed(now_s), self.progress.at
+        since_s = now_s - (at - clean) * self._pace.step_s - self._blocked_within(at - clean)
+        self._corrupt.append(Corruption(fault, at, now_s, clean, since_s))
         self._tell_steps(clean, is_end=False)
         every_s = self.setting.scenario.recovery.sdc_check_interval_s
         found_s = fault.detect_s if every_s is None else min(fault.detect_s, fault.check_luck * every_s)
         self.kernel.at(now_s + found_s, self._on_corruption, fault, FAULT)
 
     def _on_corruption(self, fault: Fault) -> None:
-        found = next((row for row in self._corrupt if row[2] is fault), None)
+        found = next((row for row in self._corrupt if row.fault is fault), None)
         if found is None:
             return  # what was corrupt has been thrown away since
         if self._outage is not None:  # known once the gang is back
@@ -159,16 +164,16 @@ class Job(Standing):
             return
         self.nodes.settle(self.kernel.now_s)
         self._fail(fault.node, fault)
-        self._roll_back(fault, self._kinds[fault.kind], found[0], found[1])
+        self._roll_back(fault, self._kinds[fault.kind], found.clean, found.since_s, found.struck_s)
 
     def _strike(self, fault: Fault, kind: Kind) -> None:
         """The gang dies or hangs, and goes on from the newest copy that is left."""
         now_s, setting = self.kernel.now_s, self.setting
         self._close(now_s)
-        to_step = self.progress.committed(now_s)
-        is_disk = kind.needs_disk or setting.memory_steps is None
-        if not is_disk:
-            to_step = self.progress.in_memory(setting.memory_steps)  # type: ignore[arg-type]
+        to_step, is_disk = self.progress.committed(now_s), True
+        if not kind.needs_disk and setting.memory_steps is not None:
+            copied = self.progress.in_memory(setting.memory_steps)
+            to_step, is_disk = max(copied, to_step), copied < to_step
         if not (self.is_logged or self._corrupt or self._suspects) and self._is_over(fault, kind, to_step, is_disk):
             return
         outage = self._stand(kind.cause, to_step, is_disk)
@@ -206,7 +211,8 @@ class Job(Standing):
         if nodes.since_s != now_s:
             nodes.tick(now_s)
         nodes.steps = False
-        nodes.settle(known_s)
+        if nodes.next_back_s <= known_s:
+            nodes.settle(known_s)
         decision = setting.decide(fault.kind, kind.cause, nodes.gang, nodes.spare, nodes.repair)
         if nodes.gang != decision.num_workers:
             nodes.tick(known_s)
@@ -234,9 +240,6 @@ class Job(Standing):
         if limit is not None and limit.is_outage:
             self._black_out(limit.end_s)
             return
-        if self._outage is None:  # what was until now was at the speed until now
-            self._close(self.kernel.now_s)
-            self._mark(self.kernel.now_s)
         self._close(self.kernel.now_s)
         self._book_down(self.kernel.now_s)
         if self.is_kept:
