@@ -127,8 +127,7 @@ def test_more_spares_than_nodes_name_both(run):
 
 
 def test_an_interval_longer_than_the_run_loses_all_at_a_fault(simulated):
-    crashes = 'faults={name="crashes", classes=[{cause="gpu", component="gpu", mtbf_s="3000 d"}], detect="1 min", diagnose="0 s", repair="1 h"}'
-    made = simulated(*BASE, "--set", "checkpoint.interval=1000d", "--set", "checkpoint.memory=none", "--set", "fault_factor=200", "--set", crashes)
+    made = simulated(*BASE, "--set", "checkpoint.interval=1000d", "--set", "checkpoint.memory=none", "--set", "faults=rsc-1", "--set", "fault_factor=200")
     lost = made.first
     assert lost.num_interruptions > 2 and lost.num_checkpoints == 0
     assert lost.badput_s["lost_work"] > 0.5 * (lost.goodput_s + lost.badput_s["lost_work"])
