@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from colossus.catalog.scenarios import load_scenario
 from colossus.cli import simulate as cli_simulate
+from colossus.cli.main import cli
 from colossus.spec.errors import RunError
 from colossus.spec.event import read_events
 from colossus.spec.simulation import Simulation
@@ -105,6 +108,30 @@ def test_what_the_guide_says_can_be_set_can_be_set():
         load_scenario("default", (key + (quoted or bare),))
     for file in (ROOT / "recipes" / "scenarios").glob("*.toml"):
         assert load_scenario(file).name == file.stem
+
+
+def test_every_command_of_the_guide_is_one():
+    text = (ROOT / "docs" / "simulating.md").read_text()
+    lines = [shlex.split(line) for line in re.findall(r"^    colossus (.+)$", text, re.MULTILINE)]
+    assert {line[0] for line in lines} == {"simulate", "sweep", "train", "calibrate", "compare", "build-out"}
+    for name, *arguments in lines:
+        verb = cli.get_command(click.Context(cli), name)
+        assert verb is not None and verb.make_context(name, arguments)
+
+
+def test_what_the_guide_quotes_is_what_is_said(capsys, monkeypatch, tmp_path):
+    """Of a machine of the catalog, and of the site that it writes out."""
+    text = (ROOT / "docs" / "simulating.md").read_text()
+    [command] = re.findall(r"^    colossus (train .+twin:.+)$", text, re.MULTILINE)
+    monkeypatch.chdir(ROOT)
+    code, out, err = call(capsys, monkeypatch, *shlex.split(command), "--runs", tmp_path)
+    [quoted] = re.findall(r"^    (Done after .+)$", text, re.MULTILINE)
+    assert code == 0 and quoted in out, out
+    [site] = re.findall(r"```toml\n(.+?)```", text, re.DOTALL)
+    (tmp_path / "ours.toml").write_text(site)
+    code, out, err = call(capsys, monkeypatch, "build-out", tmp_path / "ours.toml")
+    [quoted] = re.findall(r"^    (.+ of facility), \.\.\.$", text, re.MULTILINE)
+    assert code == 0 and quoted in out, err
 
 
 def test_a_layout_of_ones_own_is_completed_or_refused(simulated, run):
