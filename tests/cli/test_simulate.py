@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from colossus.catalog.scenarios import load_scenario
 from colossus.cli import simulate as cli_simulate
+from colossus.cli.main import cli
 from colossus.spec.errors import RunError
 from colossus.spec.event import read_events
 from colossus.spec.simulation import Simulation
@@ -107,6 +110,30 @@ def test_what_the_guide_says_can_be_set_can_be_set():
         assert load_scenario(file).name == file.stem
 
 
+def test_every_command_of_the_guide_is_one():
+    text = (ROOT / "docs" / "simulating.md").read_text()
+    lines = [shlex.split(line) for line in re.findall(r"^    colossus (.+)$", text, re.MULTILINE)]
+    assert {line[0] for line in lines} == {"simulate", "sweep", "train", "calibrate", "compare", "build-out"}
+    for name, *arguments in lines:
+        verb = cli.get_command(click.Context(cli), name)
+        assert verb is not None and verb.make_context(name, arguments)
+
+
+def test_what_the_guide_quotes_is_what_is_said(capsys, monkeypatch, tmp_path):
+    """Of a machine of the catalog, and of the site that it writes out."""
+    text = (ROOT / "docs" / "simulating.md").read_text()
+    [command] = re.findall(r"^    colossus (train .+twin:.+)$", text, re.MULTILINE)
+    monkeypatch.chdir(ROOT)
+    code, out, err = call(capsys, monkeypatch, *shlex.split(command), "--runs", tmp_path)
+    [quoted] = re.findall(r"^    (Done after .+)$", text, re.MULTILINE)
+    assert code == 0 and quoted in out, out
+    [site] = re.findall(r"```toml\n(.+?)```", text, re.DOTALL)
+    (tmp_path / "ours.toml").write_text(site)
+    code, out, err = call(capsys, monkeypatch, "build-out", tmp_path / "ours.toml")
+    [quoted] = re.findall(r"^    (.+ of facility), \.\.\.$", text, re.MULTILINE)
+    assert code == 0 and quoted in out, err
+
+
 def test_a_layout_of_ones_own_is_completed_or_refused(simulated, run):
     assert "tp 8" in simulated(*BASE, "--layout", "tp=8").layout
     code, _, err = run(*BASE, "--layout", "tp=3")
@@ -163,6 +190,14 @@ def test_years_are_played(simulated):
         (("--set", "job.seed=3"), "JOB is a model"),
         (("--on", "colosus-100k"), "colossus-100k"),
         (("--chips", "65"), "--chips"),
+        (("--on", "h100-sxm*1000000000"), "has 125,000,000 nodes, more than the 4,000,000 that a simulation plays"),
+        (("--on", "this"), "colossus train JOB --on twin:this"),
+        (("--set", "foo=1"), "docs/simulating.md"),
+        (("--set", "outside_mean=200"), "is not a value of a scenario"),
+        (("--days", "1e9"), "--days = 1e+09: must be above zero, and at most 36,525"),
+        (("--seed", "9" * 23), "seed"),
+        (("--set", "fault_factor=1e12"), "more than the 3,000,000 that one replica plays"),
+        (("--set", "checkpoint.interval=0s"), "checkpoint.interval_s = '0s': Input should be greater than 0"),
     ],
 )
 def test_wrong_values_are_named_with_the_nearest_right_one(run, tmp_path, arguments, told):
@@ -179,6 +214,8 @@ def test_wrong_values_are_named_with_the_nearest_right_one(run, tmp_path, argume
         ("[recovery]\nnum_sparse = 3\n", "num_spares"),
         ("[power]\nlimit_w = -5\n", "power.limit_w"),
         ("not toml", "is not TOML"),
+        ('injections = [{ every = "1 h", cause = "hbn" }]\n', "did you mean 'hbm'?"),
+        ('[faults]\nname = "x"\ndetcet = "1 min"\n', "faults.detcet = '1 min': is not a known key (did you mean 'detect'?)"),
         ("[[faults.classes]]\ncause = 'x'\n", "faults"),
     ],
 )
@@ -187,6 +224,48 @@ def test_a_bad_scenario_file_is_an_error_in_words(run, tmp_path, text, told):
     file.write_text(text)
     code, _, err = run(*BASE, "--scenario", file)
     assert code == 1 and told in err and "Traceback" not in err
+
+
+def test_a_scenario_that_is_a_file_is_pointed_at_by_its_name(run, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    code, _, err = run(*BASE, "--scenario", "million")
+    assert code == 1 and "recipes/scenarios/million.toml" in err
+
+
+def test_a_machine_too_large_is_refused_before_its_layouts_are_searched(run, monkeypatch):
+    monkeypatch.setattr("colossus.plan.question.ask", lambda *_, **__: pytest.fail("searched"))
+    assert run(*BASE, "--on", "h100-sxm*32_000_008")[0] == 1
+
+
+@pytest.mark.parametrize("layout", [(), ("--layout", "tp=8")])
+def test_the_plans_notes_are_the_simulations(simulated, layout):
+    notes = simulated(*BASE, "--sequences", 64, "--sequence-tokens", 256, *layout).notes
+    assert any("a step has only 256 tokens for each chip" in note for note in notes)
+    assert not any("tokens for each chip" in note for note in simulated(*BASE, *layout).notes)
+
+
+def test_beside_goodput_stands_how_little_a_step_uses_chips_or_how_many_tokens_it_takes(run, simulated):
+    _, out, _ = run(*BASE, "--sequences", 64, "--sequence-tokens", 256)
+    verdict = " ".join(out.partition("goodput")[0].split())
+    assert re.search(r"useful work, .* Useful is said of time, not of speed: steps use [\d.]+ % of the chips' peak \(MFU\)\.$", verdict)
+    assert " ".join(out.split()).count("Useful is said of time") == 1
+    _, out, _ = run(*BASE, "--sequences", 16384)
+    assert "A step takes 134 M tokens" in " ".join(out.partition("goodput")[0].split())
+    assert simulated(*BASE, "--sequences", 16384).notes[0].startswith("A step takes 134 M tokens")
+    _, out, _ = run(*BASE)
+    assert "of speed" not in " ".join(out.split()) and "A step takes" not in " ".join(out.split())
+
+
+SPARELESS = "no node is spare: every loss waits for a repair; give --chips "
+
+
+def test_a_job_on_every_node_is_told_with_how_many_chips_it_has_spares(simulated):
+    whole = ("simulate", "llama-3-8b", "--on", "h100-sxm*64", "--sequences", 128, "--days", 1)
+    [note] = [note for note in simulated(*whole).notes if note.startswith(SPARELESS)]
+    chips = int(note.removeprefix(SPARELESS))
+    assert 32 <= chips <= 56
+    for arguments in (("--chips", chips), ("--set", "faults=none"), ("--set", "recovery=elastic"), ("--set", "recovery=wait")):
+        assert not any("no node is spare" in note for note in simulated(*whole, *arguments).notes), arguments
 
 
 def test_a_file_that_cannot_be_read_and_a_folder_that_cannot_be_written(capsys, monkeypatch, tmp_path):
@@ -200,7 +279,10 @@ def test_a_file_that_cannot_be_read_and_a_folder_that_cannot_be_written(capsys, 
     assert code == 1 and "cannot make the sweep's folder" in err and "--runs" in err
 
 
-@pytest.mark.parametrize(("arguments", "told"), [(("--replicas", 0), "--replicas"), (("--speed", 3), "--live"), (("--live", "--speed", 0), "--speed")])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(("--replicas", 0), "--replicas"), (("--speed", 3), "--live"), (("--live", "--speed", 0), "--speed"), (("--live", "--speed", "nan"), "--speed nan")],
+)
 def test_wrong_usage(run, arguments, told):
     code, _, err = run(*BASE, *arguments)
     assert code == 2 and told in err
@@ -269,6 +351,7 @@ def test_changed_inputs_are_another_sweep(run):
         (("spares=1,1",), "twice"),
         (("spares=0..16:3",), "0 < LOW < HIGH"),
         (("interval=1min..1 parsec:3",), "parsec"),
+        (("checkpoint.interval=1min..1d",), "write LOW..HIGH:NUMBER, e.g. checkpoint.interval=1min..1d:5"),
         (("sapres=1,2",), "spares"),
         (("spares=1,2", "recovery.num_spares=3,4"), "varied twice"),
         (("spares=1,two",), "recovery.num_spares"),

@@ -76,6 +76,20 @@ def test_a_machine_or_engine_that_is_none_names_the_nearest(say, tmp_path, machi
     assert word in say("train", job_file, "--on", engine, "--runs", tmp_path / "runs", code=1)
 
 
+def test_workers_of_a_machine_of_the_catalog_are_the_nodes_that_the_job_takes(say, tmp_path, job_file):
+    on = ("train", job_file, "--on", "twin:h100-sxm*64", "--set", "batch.num_sequences=64", "--runs", tmp_path / "runs")
+    said = say(*on, "--workers", 64, code=1)
+    assert "the job takes 8 nodes of h100-sxm*64, and each has one worker" in said and "--workers 8, or leave it out" in said
+    assert json.loads(say(*on, "--workers", 8, "--json"))["num_workers"] == 8
+
+
+@pytest.mark.parametrize("on", [("--on", "twin:this"), ("--on", "twin:h100-sxm*64"), ()])
+def test_a_kill_after_the_end_is_refused(say, tmp_path, machine, job_file, on):
+    calibrated(tmp_path, machine, job_file)
+    said = say("train", job_file, *on, "--kill", "0@101", "--runs", tmp_path / "runs", code=1)
+    assert "0@101: the job has num_steps = 100 (e.g. --kill 0@50)" in said and not list((tmp_path / "runs").glob("small*"))
+
+
 def test_a_twin_of_this_machine_writes_a_runs_events_in_a_folder_of_its_own(say, tmp_path, machine, job_file):
     calibrated(tmp_path, machine, job_file)
     told = json.loads(say("train", job_file, "--on", "twin:this", "--kill", "1@50", "--runs", tmp_path / "runs", "--json"))

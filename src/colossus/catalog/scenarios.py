@@ -9,10 +9,13 @@ from typing import Any
 
 from colossus.catalog.entry import unknown
 from colossus.spec.base import read_toml, set_path
+from colossus.spec.errors import CatalogError
 from colossus.spec.scenario import Scenario
 from colossus.spec.scenario_keys import assignment as full_assignment
 
 _FOLDER = "scenarios"
+# Where files of one's own lie, whose name alone is not enough.
+_OWN_FOLDERS = (Path(), Path("recipes") / "scenarios")
 DEFAULT = "default"
 
 
@@ -43,7 +46,13 @@ def overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _unknown(name: str) -> CatalogError:
+    """A file that was meant by its bare name is named."""
+    file = next((file for folder in _OWN_FOLDERS if (file := folder / f"{name}.toml").is_file()), None)
+    return unknown("scenario", name, scenario_names()) if file is None else CatalogError(f"no scenario {name!r} in the catalog", hint=f"a file: {file}")
+
+
 def _named(name: str) -> dict[str, Any]:
     if name not in scenario_names():
-        raise unknown("scenario", name, scenario_names())
+        raise _unknown(name)
     return tomllib.loads((files("colossus.catalog") / _FOLDER / f"{name}.toml").read_text(encoding="utf-8"))

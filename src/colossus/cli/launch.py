@@ -67,7 +67,7 @@ def prepare(job: TrainJob, runs: Path, *, kills: Kills) -> Run:
     machine = known_machine(runs)
     card, weights = resolve_model(job)
     plan = make_plan(job, machine, card, known_fit(runs))
-    check_kills(kills, plan.num_workers)
+    check_kills(kills, plan.num_workers, job.num_steps)
     if job.program is not None:
         from colossus.train.registry import find_function
 
@@ -103,7 +103,7 @@ def reopen(folder: Path, assignments: tuple[str, ...], workers: int | None, *, k
     card = _kept_card(run, job)
     machine = known_machine(run.folder.parent)
     plan = make_plan(job, machine, card, known_fit(run.folder.parent))
-    check_kills(kills, plan.num_workers)
+    check_kills(kills, plan.num_workers, job.num_steps)
     with _lock(run):
         write_atomic(run.job, job.to_toml())
         _write_plan(run, machine, plan)
@@ -298,10 +298,13 @@ def prior_mtbf_s(machine: Machine) -> float:
     return node_mtbf_s() / machine.num_nodes
 
 
-def check_kills(kills: Kills, num_workers: int) -> None:
+def check_kills(kills: Kills, num_workers: int, num_steps: int) -> None:
     last = num_workers - 1
     rule = f"there are ranks 0 to {last}" if last else "there is rank 0 only"
     problems = [Problem(path="--kill", value=f"{rank}@{step}", rule=rule, hint=f"e.g. --kill {last}@{step}") for rank, step in kills if rank > last]
+    rule = f"the job has num_steps = {num_steps}"
+    hint = f"--kill {min(last, kills[0][0])}@{num_steps // 2}" if kills else ""
+    problems += [Problem(path="--kill", value=f"{rank}@{step}", rule=rule, hint=f"e.g. {hint}") for rank, step in kills if step > num_steps]
     if problems:
         raise SpecError("--kill", problems)
 

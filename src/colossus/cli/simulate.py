@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,8 @@ def command(job: str, machine: str, page: Path | None, plots: Path | None, as_js
 
     if options["speed"] is not None and not options["live"]:
         raise click.UsageError("--speed: only of --live")
+    if options["speed"] is not None and not options["speed"] < math.inf:
+        raise click.UsageError(f"--speed {options['speed']:g}: must be a number above zero, e.g. 86400, a day in a second")
     ordered = order(job, machine, options)
     simulation = _simulate(ordered, options["replicas"])
     run = _write(ordered, simulation, options["runs"])
@@ -57,13 +60,15 @@ def command(job: str, machine: str, page: Path | None, plots: Path | None, as_js
 
 
 def _simulate(ordered: Ordered, num_replicas: int) -> Simulation:
+    from colossus.cli.simulating import doubts
     from colossus.twin import simulate
 
     with progress("replicas", num_replicas) as tell:
         found = simulate(ordered.workload, ordered.machine, ordered.scenario, num_replicas=num_replicas, num_incidents=_MOST_INCIDENTS, on_replica=tell)
-    if len(found.incidents) < _MOST_INCIDENTS:
-        return found
-    return found.model_copy(update={"notes": [*found.notes, f"Of the standstills only the {_MOST_INCIDENTS:,} costliest are told one by one."]})
+    notes = [*doubts(found), *found.notes, *ordered.notes]
+    if len(found.incidents) >= _MOST_INCIDENTS:
+        notes.append(f"Of the standstills only the {_MOST_INCIDENTS:,} costliest are told one by one.")
+    return found.model_copy(update={"notes": notes})
 
 
 @contextlib.contextmanager
@@ -175,12 +180,14 @@ def _line(player: Any, at_s: float) -> str:
 
 def show(simulation: Simulation) -> None:
     """All that the simulation came to, as text."""
+    from colossus.cli.simulating import doubts
     from colossus.report import simulation_words as words
 
     console = paper()
     console.print(words.heading(simulation))
     console.print(f"{words.terms(simulation)}\n")
-    console.print(words.verdict(simulation) + "\n")
+    beside = doubts(simulation)
+    console.print(" ".join((words.verdict(simulation), *beside)) + "\n")
     console.print(_rows((name, value, remark) for name, value, remark in words.figures(simulation)))
     console.print("\nwhere the time went")
     console.print(_times(simulation))
@@ -200,7 +207,8 @@ def show(simulation: Simulation) -> None:
             console.print(f"\n{title}")
             console.print(_rows(rows))
     for note in simulation.notes:
-        console.print(f"note: {note}")
+        if note not in beside:
+            console.print(f"note: {note}")
 
 
 def _rows(rows: Any) -> Any:

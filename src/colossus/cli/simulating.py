@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,22 @@ from colossus.cli.common import json_option, runs_option, talk
 
 if TYPE_CHECKING:
     from colossus.plan.question import Asked
+    from colossus.plan.search import Question
     from colossus.spec.answer import Choice
     from colossus.spec.machine import Machine
     from colossus.spec.scenario import Scenario
+    from colossus.spec.simulation import Simulation
     from colossus.twin.workload import Workload
 
 _PLAN_NAMES = ("chips", "precision", "program", "sequences", "sequence_tokens", "tokens")
 _OF_JOB = "job."
+_HERE = "this"
+# More nodes than any site will have; nodes of a simulation are numbered in memory.
+_MOST_NODES = 4_000_000
+# Below such a use of the chips, or above such a batch, useful work alone would mislead.
+_LOW_MFU, _MANY_TOKENS = 0.2, 100e6
+# Of a machine's nodes, how many are proposed to be spare.
+_SPARE_FRACTION = 0.01
 
 
 def simulation_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,19 +64,63 @@ def simulation_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Ordered:
-    """What is to be simulated: the job as the twin takes it, the machine, and the scenario with what the user set."""
+    """What is to be simulated: the job as the twin takes it, the machine, and the scenario with what the user set. ``notes``: the plan's, and of spares."""
 
     workload: Workload
     machine: Machine
     scenario: Scenario
+    notes: tuple[str, ...] = ()
 
 
 def order(job: str, machine: str, options: dict[str, Any]) -> Ordered:
     """Reads all that the user named; a wrong name or value is an error before anything is simulated or written."""
     scenario = scenario_of(options)
-    asked, choice = _planned(job, machine, options)
-    place = asked.question.machine
-    return Ordered(workload=workload_of(asked, choice), machine=place, scenario=scenario)
+    _check_machine(machine)
+    asked, choice, notes = _planned(job, machine, options)
+    place, workload = asked.question.machine, workload_of(asked, choice)
+    return Ordered(workload=workload, machine=place, scenario=scenario, notes=(*notes, *_of_spares(asked.question, workload, scenario)))
+
+
+def _check_machine(name: str) -> None:
+    """Before layouts of it are searched, which takes time and memory with its size."""
+    from colossus.catalog.machines import load_machine
+    from colossus.spec.errors import CatalogError, Problem, SpecError
+
+    if name == _HERE:
+        raise CatalogError("'this' is no machine of the catalog", hint="the twin of this machine plays whole runs: colossus train JOB --on twin:this")
+    machine = load_machine(name)
+    if machine.num_nodes > _MOST_NODES:
+        rule = f"has {machine.num_nodes:,} nodes, more than the {_MOST_NODES:,} that a simulation plays"
+        raise SpecError("simulate", [Problem(path="--on", value=name, rule=rule, hint=f"at most {_MOST_NODES * machine.node.num_chips:,} such chips")])
+
+
+def _of_spares(question: Question, workload: Workload, scenario: Scenario) -> Iterator[str]:
+    """Where the job takes every node and faults are waited for: with how many chips it would not."""
+    from dataclasses import replace
+
+    from colossus.plan.search import most_chips
+    from colossus.spec.scenario import Recovery
+
+    machine, per_node = question.machine, question.machine.node.num_chips
+    is_free = workload.num_job_chips <= per_node * (machine.num_nodes - 1)
+    is_quiet = scenario.faults == "none" or not scenario.fault_factor
+    if is_free or is_quiet or scenario.recovery.kind not in (Recovery.HOT, Recovery.COLD):
+        return
+    kept = machine.num_nodes - math.ceil(_SPARE_FRACTION * machine.num_nodes)
+    fewer = most_chips(replace(question, num_chips=kept * per_node)) if kept else 0
+    yield "no node is spare: every loss waits for a repair" + (f"; give --chips {fewer}" if fewer else "")
+
+
+def doubts(simulation: Simulation) -> list[str]:
+    """What keeps a high goodput from being good news, a sentence each: it is of time, and says nothing of how well a step uses chips and tokens."""
+    found = []
+    flop, peak = simulation.model_flop_per_token, simulation.peak_flop_per_s
+    mfu = simulation.tokens_per_step * flop / simulation.step_s / peak if flop and peak else None
+    if mfu is not None and mfu < _LOW_MFU:
+        found.append(f"Useful is said of time, not of speed: steps use {100 * mfu:.2g} % of the chips' peak (MFU).")
+    if simulation.tokens_per_step > _MANY_TOKENS:
+        found.append(f"A step takes {simulation.tokens_per_step / 1e6:,.0f} M tokens: whether a model learns from so many at once is not simulated.")
+    return found
 
 
 def scenario_of(options: dict[str, Any], more: tuple[str, ...] = ()) -> Scenario:
@@ -85,8 +139,8 @@ def scenario_of(options: dict[str, Any], more: tuple[str, ...] = ()) -> Scenario
     return load_scenario(options["scenario"], (*own, *named, *more))
 
 
-def _planned(job: str, machine: str, options: dict[str, Any]) -> tuple[Asked, Choice]:
-    """The question, and the layout that the plan chooses or the user named."""
+def _planned(job: str, machine: str, options: dict[str, Any]) -> tuple[Asked, Choice, Sequence[str]]:
+    """The question, the layout that the plan chooses or the user named, and what the plan notes of it."""
     from dataclasses import replace
 
     from colossus.plan.answer import answer
@@ -98,12 +152,12 @@ def _planned(job: str, machine: str, options: dict[str, Any]) -> tuple[Asked, Ch
     of_job = tuple(each.removeprefix(_OF_JOB) for each in options["assignments"] if each.startswith(_OF_JOB))
     asked = ask(job, machine, assignments=of_job, coefficients=own if own.exists() else None, **{name: options[name] for name in _PLAN_NAMES})
     if options["layout"] is not None:
-        return asked, _named_layout(asked, options["layout"])
+        return asked, *_named_layout(asked, options["layout"])
     with _waiting(f"choosing the layout on {asked.question.num_chips:,} chips ..."):
-        found = answer(asked.question, name=asked.model, total_tokens=asked.total_tokens, top=1)
+        found = answer(asked.question, name=asked.model, total_tokens=asked.total_tokens, top=1, said=asked.notes)
     if isinstance(found, Infeasible):
         raise InfeasibleError(found.reason, hint=found.fit)
-    return replace(asked, question=replace(asked.question, num_chips=found.num_chips)), found.best
+    return replace(asked, question=replace(asked.question, num_chips=found.num_chips)), found.best, found.notes
 
 
 def _waiting(what: str) -> contextlib.AbstractContextManager[object]:
@@ -112,11 +166,12 @@ def _waiting(what: str) -> contextlib.AbstractContextManager[object]:
     return console.status(what) if console.is_terminal else contextlib.nullcontext()
 
 
-def _named_layout(asked: Asked, text: str) -> Choice:
-    """A layout as the user named it, the rest of it the fastest; refused where a rule or memory stands against it."""
+def _named_layout(asked: Asked, text: str) -> tuple[Choice, Sequence[str]]:
+    """A layout as the user named it, the rest of it the fastest, with the plan's notes; refused where a rule or memory stands against it."""
     from colossus.cli.planning import _layout
     from colossus.plan.answer import _cut_of, choice_at
     from colossus.plan.explain import broken_rules, completed, explain
+    from colossus.plan.notes import notes
     from colossus.plan.search import estimate
     from colossus.spec.errors import InfeasibleError
 
@@ -126,7 +181,8 @@ def _named_layout(asked: Asked, text: str) -> Choice:
     candidates = estimate(asked.question, _cut_of(asked.question, wanted))
     if not candidates.fits[0]:
         raise InfeasibleError(f"--layout {text}: {explain(asked.question, wanted)}")
-    return choice_at(asked.question, candidates, 0, asked.total_tokens)
+    choice = choice_at(asked.question, candidates, 0, asked.total_tokens)
+    return choice, [*asked.notes, *notes(asked.question, candidates, choice)]
 
 
 def workload_of(asked: Asked, choice: Choice) -> Workload:

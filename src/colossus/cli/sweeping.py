@@ -64,6 +64,8 @@ def parse_dim(text: str) -> Dim:
         raise _refuse(text, "must look like NAME=A,B,C or NAME=LOW..HIGH:NUMBER")
     path = resolve(name)
     ranged = _RANGE.match(given)
+    if ranged is None and ".." in given:
+        raise _refuse(text, "is a range without how many values it has", f"write LOW..HIGH:NUMBER, e.g. {name}={given.partition(',')[0].partition(':')[0]}:5")
     values = _range(text, path, ranged) if ranged else [(value.strip(), value.strip()) for value in given.split(",")]
     if twice := sorted({value for value, _ in values if [shown for shown, _ in values].count(value) > 1}):
         raise _refuse(text, f"names {', '.join(twice)} twice")

@@ -148,7 +148,7 @@ def stage_here(job: TrainJob, runs: Path, *, kills: Kills, is_cold: bool = False
         raise EngineError("this machine's twin does not know how long things take here", hint="train once for real, then: colossus calibrate last")
     card = resolve_model(job)[0]
     plan = plan or make_plan(job, machine, card, known_fit(runs))
-    check_kills(kills, plan.num_workers)
+    check_kills(kills, plan.num_workers, job.num_steps)
     step_s, times = _here_step(job, plan, times)
     script = _script(job, times.begun_cold() if is_cold else times, step_s=step_s, kills=kills)
     script = replace(
@@ -229,15 +229,17 @@ def stage_there(job_file: Path, machine: str, assignments: tuple[str, ...], work
     """One worker a node, a spare for each standby; faults as the default scenario's profile draws them, until long after the job's end, and those on purpose."""
     from colossus.cli.simulating import order
 
-    if workers is not None:
-        raise EngineError(f"--workers {workers}: on {machine} each node has one worker", hint="a smaller machine, e.g. --on twin:h100-sxm*64")
     job = load_any_job(job_file, assignments, None)
     options: dict[str, Any] = dict.fromkeys(_PLAN_OPTIONS) | {"days": None, "seed": job.seed, "scenario": "default", "runs": runs}
     options["assignments"] = tuple(f"job.{each}" for each in assignments)
     ordered = _until_the_end(order(str(job_file), machine, options), job.num_steps)
     workload = ordered.workload
     num_workers = -(-workload.num_job_chips // ordered.machine.node.num_chips)
-    check_kills(kills, num_workers)
+    if workers not in (None, num_workers):
+        raise EngineError(
+            f"--workers {workers}: the job takes {num_workers} nodes of {machine}, and each has one worker", hint=f"--workers {num_workers}, or leave it out"
+        )
+    check_kills(kills, num_workers, job.num_steps)
     times, mtbf_s, faults, num_spares = _of_scenario(ordered)
     ram_lost_by = frozenset({"kill", "hang"}) if ordered.scenario.checkpoint.memory.value == "own" else frozenset()
     script = _script(job, times, step_s=workload.step_s, kills=kills, ram_lost_by=ram_lost_by)

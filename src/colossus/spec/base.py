@@ -11,15 +11,8 @@ from typing import Any, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from colossus.spec.breaches import problems
 from colossus.spec.errors import Problem, SpecError, nearest
-
-# One sentence per broken rule, in place of pydantic's own where that one does not teach.
-_RULES = {
-    "missing": "is required",
-    "extra_forbidden": "is not a known key",
-    "frozen_instance": "cannot be changed",
-    "finite_number": 'must be a finite number; what can be left out is switched off with "off"',
-}
 
 
 class Spec(BaseModel):
@@ -41,7 +34,7 @@ class Spec(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise SpecError(origin, [_problem(cls, item) for item in error.errors()]) from None
+            raise SpecError(origin, problems(cls, error)) from None
 
     def to_data(self) -> dict[str, Any]:
         """Plain JSON-able data; None is left out where it is the default and written ``"off"`` where it is not."""
@@ -125,35 +118,3 @@ def _toml_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _problem(cls: type[BaseModel], item: Any) -> Problem:
-    location = [text for part in item["loc"] if "[" not in (text := str(part))]  # a union's tags for what it tried are no keys
-    path = ".".join(location) or "file"
-    hint = nearest(location[-1], _valid_keys(cls, location[:-1])) if item["type"] == "extra_forbidden" else None
-    message = _RULES.get(item["type"]) or item["msg"].removeprefix("Value error, ")
-    value = "(absent)" if item["type"] == "missing" else _short(item["input"])
-    return Problem(path=path, value=value, rule=message, hint=hint)
-
-
-def _valid_keys(cls: type[BaseModel], parents: list[str]) -> list[str]:
-    """Keys allowed at a location, found by walking the JSON schema, which knows nested and union types."""
-    schema = cls.model_json_schema(by_alias=True)
-    nodes = [schema]
-    for name in parents:
-        resolved = [inner for node in nodes for inner in _expand(node, schema)]
-        found = [node["properties"][name] for node in resolved if name in node.get("properties", {})]
-        nodes = found or nodes  # a union's own tag is no key of the data
-    return sorted({key for node in nodes for inner in _expand(node, schema) for key in inner.get("properties", {})})
-
-
-def _expand(node: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
-    if "$ref" in node:
-        return _expand(schema["$defs"][node["$ref"].rsplit("/", 1)[-1]], schema)
-    options = node.get("anyOf") or node.get("oneOf") or node.get("allOf")
-    return [inner for option in options for inner in _expand(option, schema)] if options else [node]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str) if not isinstance(value, str) else repr(value)
-    return "(the file)" if isinstance(value, dict) and len(text) > 80 else text if len(text) <= 80 else text[:77] + "..."

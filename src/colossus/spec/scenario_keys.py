@@ -12,6 +12,7 @@ from colossus.spec.scenario import Scenario
 
 # Endings that may be left out, longest first.
 _UNITS = ("_bytes_per_s_per_node", "_usd_per_s_per_node", "_bytes_per_s", "_per_parameter", "_usd_per_w", "_per_year", "_fraction", "_s", "_w", "_j", "_c")
+_GUIDE = "names: docs/simulating.md, and all of them in catalog/scenarios/default.toml"
 # Words for a value that a file writes otherwise.
 _WORDS = {("recovery.num_spares", "all"): "off"}
 
@@ -33,7 +34,7 @@ def resolve(text: str) -> str:
         return _with_kind(".".join(given), known)
     found = [path for path in known if _is_meant(given, path.split("."))]
     if not found:
-        raise _refuse(text, "is not a value of a scenario", nearest(text.strip(), _names(known)))
+        raise _refuse(text, "is not a value of a scenario", nearest(text.strip(), _names(known)) or _GUIDE)
     shallow = [path for path in found if path.count(".") == min(each.count(".") for each in found)]
     tops = [path for path in shallow if not any(path.startswith(f"{other}.") for other in shallow)]
     if len(tops) > 1:
