@@ -125,7 +125,13 @@ class GrowingSite(Entry):
 
     @model_validator(mode="after")
     def _grows(self) -> Self:
-        problems = [*_wrong_period(self.begin, self.end), *_wrong_order(self.phases), *_shrinks(self.phases), *_early(self.phases, self.begin), *_late(self.phases, self.end)]
+        problems = [
+            *_wrong_period(self.begin, self.end),
+            *_wrong_order(self.phases),
+            *_shrinks(self.phases),
+            *_early(self.phases, self.begin),
+            *_late(self.phases, self.end),
+        ]
         if problems:
             raise ValueError("; ".join(problems))
         return self

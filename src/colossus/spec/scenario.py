@@ -179,7 +179,9 @@ class Scenario(FiniteSpec):
         within = f"in {format_duration(self.horizon_s)}"
         for injection in self.injections:
             check_number(self.horizon_s / injection.every.mean_s, f"injections of {injection.cause} every {format_duration(injection.every.mean_s)} {within}")
-        check_number(self.power.random_events_per_year * self.horizon_s / _YEAR_S, f"power.random_events_per_year {self.power.random_events_per_year:g} {within}")
+        check_number(
+            self.power.random_events_per_year * self.horizon_s / _YEAR_S, f"power.random_events_per_year {self.power.random_events_per_year:g} {within}"
+        )
         return self
 
 

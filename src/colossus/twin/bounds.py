@@ -16,8 +16,6 @@ def check_faults(profile: FaultProfile, grounds: Grounds, scenario: Scenario) ->
     if expected <= MOST_EVENTS:
         return
     most = max(rates, key=lambda cause: rates[cause])
-    rule = (
-        f"gives about {expected:,.3g} faults in {format_duration(scenario.horizon_s)}, most of them {most}, more than the {MOST_EVENTS:,} that one replica plays"
-    )
+    rule = f"gives about {expected:,.3g} faults in {format_duration(scenario.horizon_s)}, most of them {most}, more than the {MOST_EVENTS:,} that one replica plays"
     hint = f"simulate a shorter time, or fault_factor={scenario.fault_factor * MOST_EVENTS / expected:.1g} or less"
     raise SpecError("scenario", [Problem(path="fault_factor", value=f"{scenario.fault_factor:g}", rule=rule, hint=hint)])
