@@ -113,7 +113,7 @@ def _times(simulation: Simulation) -> str:
 
 
 def _causes(simulation: Simulation, plot: Plot | None) -> str:
-    if plot is None:
+    if not any(one.num_interruptions for one in simulation.tallies):
         faults = words.fault_counts(simulation)[1]
         return f'<p class="soft">Nothing: {count(faults, "fault")} of the machine, none of which stopped the job.</p>'
     several = len(simulation.tallies) > 1

@@ -150,9 +150,15 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title[0].upper() + title[1:])}</h2>{body}</section>"
 
 
+def _breakable(name: str) -> str:
+    """May be broken behind its points, where a label of a narrow screen has no room for it."""
+    return name.replace(".", ".\u200b")
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     body = "".join(
-        "<tr>" + "".join(f'<td data-name="{escape(name)}">{escape(cell)}</td>' for name, cell in zip(header, row, strict=True)) + "</tr>" for row in rows
+        "<tr>" + "".join(f'<td data-name="{escape(_breakable(name))}">{escape(cell)}</td>' for name, cell in zip(header, row, strict=True)) + "</tr>"
+        for row in rows
     )
     return f'<div class="scroll"><table class="rows"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

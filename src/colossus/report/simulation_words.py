@@ -127,7 +127,9 @@ def terms(simulation: Simulation) -> str:
     factor = f" x {scenario.fault_factor:g}" if scenario.fault_factor != 1 else ""
     faults = "no faults" if simulation.fault_profile == "none" else f"faults as of {simulation.fault_profile}{factor}"
     replicas = (
-        f"; {len(simulation.tallies)} replicas: figures are their medians, each its own, but where the first is named" if len(simulation.tallies) > 1 else ""
+        f"; {len(simulation.tallies)} replicas: figures are medians over them, unless they are said to be of the first replica"
+        if len(simulation.tallies) > 1
+        else ""
     )
     return f"at most {duration(scenario.horizon_s)} simulated; scenario {scenario.name}; {faults}; seed {scenario.seed}{replicas}"
 
@@ -255,7 +257,7 @@ def goodput_words(simulation: Simulation) -> str:
 def _every(simulation: Simulation) -> str:
     ordered, faults = fault_counts(simulation)
     if not num_interruptions(simulation):
-        return "none of the faults stopped the job" if faults else ""
+        return "none of the faults stopped the job" if faults and not any(one.num_interruptions for one in simulation.tallies) else ""
     stops = f"; {ordered:,} of them ordered or by the grid" if ordered else ""
     return f"one every {duration(every_s(simulation))}{stops}; {count(faults, 'fault')} of hardware and software of the whole machine"
 

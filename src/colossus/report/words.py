@@ -7,7 +7,6 @@ from colossus.spec.causes import BADPUT, LABELS, Cause
 from colossus.spec.machine import How
 from colossus.spec.units import format_duration, format_quantity
 
-_MOST_S = 1000 * 365.25 * 86400
 _VERBS = {
     Status.DONE: "Done",
     Status.INTERRUPTED: "Interrupted",
@@ -27,8 +26,6 @@ def percent(fraction: float | None) -> str:
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return "–"
-    if seconds > _MOST_S:
-        return "> 1,000 years"
     return "0 s" if seconds == 0 else format_duration(seconds)
 
 
