@@ -15,6 +15,7 @@ import pytest
 
 from colossus.catalog.scenarios import load_scenario
 from colossus.cli import simulate as cli_simulate
+from colossus.spec.errors import RunError
 from colossus.spec.event import read_events
 from colossus.spec.simulation import Simulation
 from tests.cli.calling import call
@@ -66,6 +67,21 @@ def test_the_same_seed_is_the_same_to_the_byte_and_another_is_not(run):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_blackout_all_along_is_shown_and_written(run):
+    code, out, err = run(*BASE, "--set", "power.events=[{at_s=0, duration_s=1e9, available_fraction=0}]", "--set", "faults=none", "--replicas", 2)
+    assert code == 0 and "No lasting progress in 8 d" in " ".join(out.split()), err
+    assert "useful work" not in out.split("where the time went")[0] and (folder_of(err) / "simulation.html").exists()
+
+
+def test_what_cannot_be_drawn_leaves_no_folder(run, monkeypatch, tmp_path):
+    def fails(_: object) -> str:
+        raise RunError("a page that cannot be drawn")
+
+    monkeypatch.setattr("colossus.report.simulation_page.page", fails)
+    code, _, err = run(*BASE)
+    assert code == 1 and "cannot be drawn" in err and not list((tmp_path / "runs").glob("*"))
+
+
 def test_replicas_pictures_and_a_page(run, tmp_path):
     code, out, err = run(*BASE, "--replicas", 12, "--plots", tmp_path / "plots", "--html", tmp_path / "new" / "page.html")
     assert code == 0, err
@@ -111,7 +127,7 @@ def test_more_spares_than_nodes_name_both(run):
 
 
 def test_an_interval_longer_than_the_run_loses_all_at_a_fault(simulated):
-    made = simulated(*BASE, "--set", "checkpoint.interval=1000d", "--set", "checkpoint.memory=none", "--set", "fault_factor=200")
+    made = simulated(*BASE, "--set", "checkpoint.interval=1000d", "--set", "checkpoint.memory=none", "--set", "faults=rsc-1", "--set", "fault_factor=200")
     lost = made.first
     assert lost.num_interruptions > 2 and lost.num_checkpoints == 0
     assert lost.badput_s["lost_work"] > 0.5 * (lost.goodput_s + lost.badput_s["lost_work"])
@@ -128,6 +144,13 @@ def test_years_are_played(simulated):
         (("--set", "power.limit=1 kW"), "power.limit_w"),
         (("--days", "-3"), "--days = -3: must be above zero"),
         (("--days", "nan"), "--days"),
+        (("--days", "1e9"), "at most 36,525, 100 years"),
+        (("--seed", 2**64), "seed = 18446744073709551616: must be at most 2^63 - 1"),
+        (("--seed", 2**64 - 1, "--replicas", 2), "must be at most 2^63 - 1"),
+        (("--set", "checkpoint.interval=inf"), "checkpoint.interval_s = Infinity: must be a finite number"),
+        (("--set", "fault_factor=1e9"), "more than the 3,000,000 that one replica plays (simulate a shorter time, or fault_factor="),
+        (("--set", 'injections=[{every="1 ms", cause="hbm"}]'), "injections of hbm every 1 ms in 8 d are about 6.91e+08"),
+        (("--set", "power.random_events_per_year=500"), 'needs random_event, how long one lasts, e.g. random_event = "5 min"'),
         (("--scenario", "kill-strom"), "kill-storm"),
         (("--scenario", "missing.toml"), "does not exist"),
         (("--set", "faults=lama-3"), "llama-3"),
@@ -249,6 +272,9 @@ def test_changed_inputs_are_another_sweep(run):
         (("sapres=1,2",), "spares"),
         (("spares=1,2", "recovery.num_spares=3,4"), "varied twice"),
         (("spares=1,two",), "recovery.num_spares"),
+        (("spares=0,999",), "sweep, at 999: 1 problem\n  recovery.num_spares = 999"),
+        (("interval=1s..inf:3",), "ends at inf"),
+        (("interval=1s..1h:1000000000",), "values are more than"),
         (("spares=1..4000:3000", "interval=1min..1h:30"), "combinations are more than"),
     ],
 )

@@ -33,7 +33,7 @@ def test_kills_leave_the_loss_curve_as_it_was_bit_for_bit(tmp_path, undisturbed)
 
 
 def test_survivors_stay_in_their_process(tmp_path):
-    process, folder = start("train", JOB, runs=tmp_path), tmp_path / "linear-1"
+    process, folder = start("train", JOB, "--set", "num_steps=600", runs=tmp_path), tmp_path / "linear-1"
     wait_for(lambda: events(folder, "standby_ready"), process, "a standby")
     os.kill(gang(folder)[1], signal.SIGKILL)
     finish(process)

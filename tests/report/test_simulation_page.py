@@ -221,6 +221,27 @@ def test_no_progress_is_said_in_words():
     page(simulation(tallies=[one]))
 
 
+def test_a_step_longer_than_the_time_is_no_useful_work():
+    one = simulation().first.model_copy(update={"time_to_train_s": None, "steps": 0, "tokens": 0.0, "goodput_s": 54 * 86400.0, "badput_s": {}})
+    made = simulation(tallies=[one], step_s=60 * 86400.0)
+    told = words.verdict(made)
+    assert "No step was done: one takes 60 d, and 54 d were simulated" in told and "useful work" not in told
+    assert "not done at the end" in {name: remark for name, _, remark in words.figures(made)}["goodput"]
+
+
+@given(st.sets(st.sampled_from(list(Cause)), max_size=6), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_a_page_bears_any_shares(causes, is_dark):
+    """Without useful work, without anything: a course has only the causes that occurred."""
+    made = simulation()
+    course = made.course
+    shares = {cause: [1 / len(causes)] * 360 for cause in causes}
+    site_w = [0.0] * 360 if is_dark else course.site_w
+    text = page(made.model_copy(update={"course": course.model_copy(update={"shares": shares, "site_w": site_w})}))
+    assert not re.search(r"\b(nan|inf)\b", text)
+    line(Player(made).at(1e6))
+
+
 def test_the_end_of_the_show_is_the_simulation(many):
     player = Player(many)
     end = player.at(10 * player.length_s)

@@ -129,3 +129,10 @@ def test_rows_have_as_many_cells_as_the_header():
         told = {each.point: each for each in standings(points, GOODPUT)}
         rows = [cells(each, points, GOODPUT, told.get(each)) for each in points]
         assert {len(row) for row in rows} == {len(header(["v"], points, GOODPUT))}
+
+
+def test_where_no_point_gets_there_none_is_the_best():
+    points = [point(name, [0.0, 0.0]) for name in ("0", "16")]
+    told = {each.point: each for each in standings(points, TIME)}
+    assert [cells(each, points, TIME, told.get(each))[3] for each in points] == ["never gets there"] * 2
+    assert "the best" not in page("t", "", ["spares"], points, TIME).replace("Against the best", "").replace("against the best", "")

@@ -222,3 +222,29 @@ def test_every_site_has_its_page_in_the_gallery():
 
     folder = BENCHMARKS.parent / "docs" / "gallery"
     assert {f"build-out-{name}.html" for name in site_names()} <= {path.name for path in folder.iterdir()}
+
+
+def test_a_site_whose_chips_come_after_its_end_is_refused_with_the_day():
+    with pytest.raises(SpecError, match=r"the first phase, of 2024-08-11, is after end 2024-06-01.*end on 2024-08-11 or later"):
+        changed(end="2024-06-01")
+
+
+def test_sources_of_one_name_are_two():
+    """A second source never takes the first one's place; its ``until`` ends it."""
+    first = next(source for source in data()["sources"] if source["kind"] == "turbines")
+    before, after = played(), play(changed(sources=[*data()["sources"], first]), load_scenario())
+    day = before.index(datetime.date.fromisoformat(str(first["date"])))
+    assert after.turbines_w[day] > before.turbines_w[day] > 0 and after.turbines_w[-1] >= before.turbines_w[-1]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_endless_watts_are_refused(value):
+    sources = data()["sources"]
+    with pytest.raises(SpecError, match="must be a finite number"):
+        changed(sources=[sources[0] | {"power_w": value}, *sources[1:]])
+
+
+@pytest.mark.parametrize("tokens", ["nan", "inf"])
+def test_endless_tokens_are_refused(capsys, monkeypatch, tokens):
+    code, _, err = call(capsys, monkeypatch, "build-out", "colossus-1", "--job", "llama-3-8b", "--tokens", tokens)
+    assert code == 1 and f"--tokens = {tokens}: must be a finite number" in err

@@ -12,10 +12,9 @@ from colossus.catalog.reliability import load_profile
 from colossus.catalog.scenarios import load_scenario
 from colossus.spec.faults import Duration, FaultProfile
 from colossus.spec.scenario import Injection, Scenario
-from colossus.twin import simulate
 from colossus.twin.faults import Faults, Grounds, draw_faults, lemon_nodes, rate_per_s
 from colossus.twin.streams import draw, stream
-from tests.twin.jobs import DAY_S, failing, machine, workload
+from tests.twin.jobs import DAY_S, failing, machine
 
 
 def profile_in(scenario: Scenario) -> FaultProfile:
@@ -86,15 +85,6 @@ def test_one_chance_says_nothing_about_another() -> None:
     assert len(faults) > 50_000
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (lucks[lucks[:, one] < 0.1, other] < 0.1).mean() == pytest.approx(0.1, abs=0.02)
-
-
-def test_spares_that_rarely_fail_are_mended_as_often_as_others() -> None:
-    """Lemons among nodes that fail only at work: a job without spares to fail sees what a job with idle ones that fail as often sees, one repair in two mends."""
-    counts = []
-    for idle in (0.0, 0.5):
-        scenario = failing({"mtbf_s": 4 * DAY_S, "repair": "1 h"}, lemon_fraction=0.2, lemon_factor=20, failed_repair_fraction=0.5, idle_fraction=idle)
-        counts.append(mean(tally.num_interruptions for tally in simulate(workload(num_steps=10**7), machine(), scenario, num_replicas=20).tallies))
-    assert counts[0] == pytest.approx(counts[1], rel=0.1)
 
 
 @pytest.mark.parametrize("spread", [0.5, 3.0])

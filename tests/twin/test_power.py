@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +21,11 @@ from colossus.estimate.power import PhaseWatts, StepShares, node_watts, pue_at, 
 from colossus.policy.power import Action, PowerState, decide
 from colossus.spec.errors import SpecError
 from colossus.spec.machine import Machine
-from colossus.spec.scenario import Scenario
+from colossus.spec.scenario import GridEvent, Scenario
 from colossus.spec.simulation import NodeState
 from colossus.twin import Workload, simulate
 from colossus.twin.climate import Climate
-from colossus.twin.power import PowerModel, Swing
+from colossus.twin.power import PowerModel, Swing, _spans, _supplied
 from tests.twin import jobs
 
 DAY_S = 86400.0
@@ -112,11 +113,15 @@ def test_a_lower_cap_never_raises_mean_power_and_is_kept(one, other, compute):
     for limit_w in (low, high):
         model = power(f"power.limit_w={limit_w}", compute=compute)
         limits = model.limits(HORIZON_S, rng())
-        bill = model.bill(wall_s=HORIZON_S, tokens=1.0, goodput_s=0.0, node_s=all_working(model, HORIZON_S), stepping_s=HORIZON_S, saving_s=0.0, limits=limits)
+        stopped_s = sum(limit.end_s - limit.start_s for limit in limits if limit.is_outage)
+        runs_s = HORIZON_S - stopped_s
+        node_s = all_working(model, HORIZON_S) | {NodeState.WORKING: model.num_job_nodes * runs_s, NodeState.STANDING: model.num_job_nodes * stopped_s}
+        bill = model.bill(wall_s=HORIZON_S, tokens=1.0, goodput_s=0.0, node_s=node_s, stepping_s=runs_s, saving_s=0.0, limits=limits)
         means.append(bill.mean_w)
         assert all(before.end_s <= after.start_s for before, after in pairwise(limits))
         assert all(limit.is_outage == (limit.speed_fraction == 0) and 0 <= limit.start_s < limit.end_s <= HORIZON_S for limit in limits)
         assert drawn_at_most_w(model, limits) <= limit_w * (1 + 1e-6)
+        assert bill.mean_w <= bill.peak_w * (1 + 1e-9) and bill.peak_w <= limit_w * (1 + 1e-9)
     assert means[0] <= means[1] * (1 + 1e-9)
 
 
@@ -135,6 +140,26 @@ def test_a_site_below_its_idle_draw_is_an_error_with_both_figures():
         power("power.limit_w=20e6")
 
 
+def test_what_an_error_says_is_enough_is_enough_in_the_hottest_hour_too():
+    """45 MW carry idle nodes on average and not on hot days; the figure of the hint is one that the job is never stopped at."""
+    with pytest.raises(SpecError) as error:
+        power("power.limit_w=45e6")
+    told = re.search(r"allow at least ([\d.]+) MW", str(error.value))
+    limits = power(f"power.limit_w={float(told[1]) * 1e6}").limits(HORIZON_S, rng())
+    assert limits and not any(limit.is_outage for limit in limits)
+    assert any(limit.is_outage for limit in power(f"power.limit_w={float(told[1]) * 0.98e6}").limits(HORIZON_S, rng()))
+
+
+@pytest.mark.parametrize("limit_mw", [50.0, 55.0, 59.6, 63.0, 70.0])
+def test_a_limit_is_kept_on_average_and_at_the_peak_whatever_the_job_may_do(limit_mw):
+    assignments = (f"power.limit_w={limit_mw * 1e6}", "horizon_s=90d", "recovery.num_spares=off")
+    told = simulate(jobs.workload(num_chips=98_304, num_steps=10**7), load_machine("colossus-100k"), jobs.calm(*assignments))
+    bill = told.first.bill
+    assert bill.mean_w <= bill.peak_w <= limit_mw * 1e6 * (1 + 1e-9)
+    assert max(told.course.site_w) <= limit_mw * 1e6 * (1 + 1e-3)
+    assert bill.site_j == pytest.approx(sum(told.course.site_w) * told.course.bin_s, rel=0.01)
+
+
 def test_hours_that_no_clock_fits_are_outages():
     """Between the idle draw and that of the lowest clock there is no running."""
     limits = power("power.limit_w=52e6", *even).limits(HORIZON_S, rng())
@@ -151,6 +176,48 @@ def test_a_curtailment_slows_and_a_blackout_stops():
     assert all(0.59 < limit.speed_fraction < 1 and not limit.is_outage for limit in slowed)
     stopped = power(event("1 d", "2 h", 0.0)).limits(HORIZON_S, rng())
     assert [(limit.start_s, limit.end_s, limit.is_outage) for limit in stopped] == [(DAY_S, DAY_S + 7200, True)]
+
+
+@pytest.mark.parametrize(("fraction", "draw"), [(0.0, "nothing"), (0.1, "nothing"), (0.3, "idle")])
+@pytest.mark.parametrize("replica", ["first", "later"])
+def test_who_has_no_power_draws_none_and_course_and_bill_agree(fraction, draw, replica):
+    """A day's blackout, and a supply of less than idle nodes take: all is off. A little more: all nodes idle until it is over."""
+    at_s, horizon_s = 200_000, 400_000
+    chosen = jobs.failing({"mtbf_s": 20 * DAY_S}, assignments=(event(f"{at_s} s", "86400 s", fraction), f"horizon_s={horizon_s}.0", "seed=1"))
+    found = simulate(jobs.workload(num_steps=10**7), jobs.machine(), chosen)
+    course, model = found.course, PowerModel.of(jobs.machine(), jobs.workload(), chosen)
+    within = [watts for index, watts in enumerate(course.site_w) if at_s <= index * course.bin_s and (index + 1) * course.bin_s <= at_s + 86400]
+    idle_w = model._site_w(model.watts.idle_w, 1.0)
+    assert len(within) > 90
+    assert all(watts == 0 for watts in within) if draw == "nothing" else all(1.06 * idle_w < watts < 1.3 * idle_w for watts in within)
+    assert min(course.site_w[:200]) > 1.1 * idle_w
+    before = chosen.model_copy(update={"seed": 0})
+    told = found.first if replica == "first" else simulate(jobs.workload(num_steps=10**7), jobs.machine(), before, num_replicas=2).tallies[1]
+    assert told.interruptions["grid"] == 1
+    assert told.bill.site_j == pytest.approx(sum(course.site_w) * course.bin_s, rel=0.003)
+    assert told.bill.parts_usd["energy"] == pytest.approx(model.money.energy_usd_per_j * told.bill.site_j)
+
+
+def test_a_blackout_from_the_beginning_to_the_end_costs_no_energy():
+    found = simulate(jobs.workload(), jobs.machine(), jobs.calm(event("0 s", "1e9 s", 0.0)))
+    bill = found.first.bill
+    assert (bill.it_j, bill.site_j, bill.mean_w, bill.peak_w, bill.parts_usd["energy"]) == (0, 0, 0, 0, 0) and not any(found.course.site_w)
+    assert bill.total_usd > 0 and bill.usd_per_million_tokens is None
+
+
+@given(st.lists(st.tuples(st.floats(0, 2e5), st.floats(1e-3, 5e4), st.sampled_from([0.0, 0.3, 0.7])), max_size=12))
+def test_of_events_at_once_the_least_supply_counts(given_events):
+    events = [GridEvent(at_s=at, duration_s=length, available_fraction=fraction) for at, length, fraction in given_events]
+    spans = list(_supplied(events, _spans(1.5e5, events, np.array([3, 4]))))
+    assert spans[0][0] == 0 and spans[-1][1] == 1.5e5 and all(before[1] == after[0] for before, after in pairwise(spans))
+    for start_s, _, fraction in spans:
+        assert fraction == min((one.available_fraction for one in events if one.at_s <= start_s < one.at_s + one.duration_s), default=1.0)
+
+
+def test_cost_grows_with_events_and_not_with_their_square():
+    """Ten years of 3,000 events a year, each in its own place; every one of them against every other would take minutes."""
+    model = power("power.random_events_per_year=3000.0", 'power.random_event="5 min"', f"horizon_s={3650 * DAY_S}")
+    assert 25_000 < len(model.limits(3650 * DAY_S, rng())) < 30_000
 
 
 def test_a_battery_bridges_as_long_as_it_lasts_and_no_longer():

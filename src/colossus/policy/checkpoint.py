@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil, sqrt
 
+from colossus.spec.units import format_duration
+
 # Share of the step time that copies to memory, or saves more frequent than the optimum, may cost.
 SMALL_OVERHEAD_FRACTION = 0.01
 # Work that nobody wants to lose even on a machine that hardly ever fails, as long as saving costs no more than the above.
@@ -39,10 +41,10 @@ def interval_steps(*, save_s: float, blocked_s: float, step_s: float, mtbf_s: fl
     if window_s < save_s + step_s:
         why = "a save takes that long, and saves must not overlap"
     elif optimum_s > patience_s:
-        why = f"the optimum, {optimum_s:.3g} s, risks more work than {patience_s:.3g} s for nothing"
+        why = f"the optimum, {format_duration(optimum_s)}, risks more work than {format_duration(patience_s)} for nothing"
     else:
-        why = f"the optimum for {blocked_s:.3g} s blocked per save and a failure every {mtbf_s:.3g} s"
-    return Decision(interval_steps=steps, overhead_fraction=min(waste, 1.0), reason=f"every {window_s:.3g} s: {why}")
+        why = f"the optimum for {format_duration(blocked_s)} blocked per save and a failure that needs it every {format_duration(mtbf_s)}"
+    return Decision(interval_steps=steps, overhead_fraction=min(waste, 1.0), reason=f"every {format_duration(window_s)}: {why}")
 
 
 def daly_s(*, cost_s: float, mtbf_s: float) -> float:
@@ -59,9 +61,13 @@ def daly_s(*, cost_s: float, mtbf_s: float) -> float:
     return sqrt(2 * cost_s * mtbf_s) * (1 + ratio / 3 + ratio**2 / 9) - cost_s
 
 
-def ram_interval_steps(*, copy_s: float, step_s: float) -> int:
-    """Steps between copies to the node's memory, such that copying takes at most 1 % of the step time."""
-    return max(1, ceil(copy_s / (SMALL_OVERHEAD_FRACTION * step_s)))
+def ram_interval_steps(*, copy_s: float, step_s: float, mtbf_s: float | None = None) -> int:
+    """Steps between copies to the node's memory, such that copying takes at most 1 % of the step time.
+
+    ``mtbf_s``: between failures that these copies heal, where it is known: no more often than wastes least (daly_s).
+    """
+    least = max(1, ceil(copy_s / (SMALL_OVERHEAD_FRACTION * step_s)))
+    return least if mtbf_s is None else max(least, round(daly_s(cost_s=copy_s, mtbf_s=mtbf_s) / step_s))
 
 
 def expected_mtbf_s(*, prior_mtbf_s: float, num_failures: int, elapsed_s: float) -> float:

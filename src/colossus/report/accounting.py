@@ -116,7 +116,8 @@ class Accountant:
         self._claim(at_us - micros(payload["duration_s"]), at_us, Cause.EVALUATION)
 
     def _waiting(self, payload: dict, at_us: int) -> None:
-        self._claim(at_us - micros(payload["duration_s"]), at_us, Cause.WAIT_NODES)
+        cause = Cause.PLANNED_STOP if payload.get("is_planned") else Cause.WAIT_NODES
+        self._claim(at_us - micros(payload["duration_s"]), at_us, cause)
 
     def _data_ready(self, payload: dict, at_us: int) -> None:
         self._claim(at_us - micros(payload["duration_s"]), at_us, Cause.INIT_DATA)

@@ -128,7 +128,7 @@ def _toml_value(text: str) -> Any:
 
 
 def _problem(cls: type[BaseModel], item: Any) -> Problem:
-    location = [str(part) for part in item["loc"]]
+    location = [text for part in item["loc"] if "[" not in (text := str(part))]  # a union's tags for what it tried are no keys
     path = ".".join(location) or "file"
     hint = nearest(location[-1], _valid_keys(cls, location[:-1])) if item["type"] == "extra_forbidden" else None
     message = _RULES.get(item["type"]) or item["msg"].removeprefix("Value error, ")

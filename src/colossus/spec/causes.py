@@ -26,6 +26,7 @@ class Cause(StrEnum):
     POWER_CAP = "power_cap"
     FEWER_NODES = "fewer_nodes"
     WAIT_NODES = "wait_nodes"
+    PLANNED_STOP = "planned_stop"
     OTHER = "other"
 
 
@@ -51,6 +52,7 @@ LABELS: dict[Cause, str] = {
     Cause.POWER_CAP: "power caps",
     Cause.FEWER_NODES: "fewer nodes",
     Cause.WAIT_NODES: "waiting for nodes",
+    Cause.PLANNED_STOP: "planned stops",
     Cause.OTHER: "other",
 }
 
@@ -72,6 +74,7 @@ MEANINGS: dict[Cause, str] = {
     Cause.STRAGGLER: "steps that waited for the slowest chip or for a congested network",
     Cause.POWER_CAP: "steps slowed because the site could not draw more",
     Cause.FEWER_NODES: "steps slowed because the gang ran with fewer nodes than planned",
-    Cause.WAIT_NODES: "standing still until enough nodes were back from repair",
+    Cause.WAIT_NODES: "standing still until enough nodes were back from repair, or power was",
+    Cause.PLANNED_STOP: "standing still for maintenance: firmware, configuration, data",
     Cause.OTHER: "between steps: logging, one step's profile, shutdown, and what nothing names",
 }

@@ -76,6 +76,7 @@ KINDS: dict[str, dict[str, str]] = {
     "waiting": {
         "duration_s": "time that the gang stood still until enough nodes were there, at its end",
         "reason": "what it waited for",
+        "is_planned?": "true where the time was for maintenance",
     },
     "step_parts": {
         "step": "the step that rank 0 profiled, once in a run; starting and reading the profile lie beside its duration",

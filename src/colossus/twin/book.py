@@ -10,9 +10,9 @@ from colossus.spec.causes import Cause
 # The book's lines. Lost work is told apart at the end of what was once productive.
 BOOK = (
     *(Cause.PRODUCTIVE, Cause.CHECKPOINT, Cause.LOST_WORK, Cause.DETECT, Cause.WAIT_NODES, Cause.RESTART, Cause.RESTORE, Cause.RECOMPILE),
-    *(Cause.STRAGGLER, Cause.FEWER_NODES, Cause.POWER_CAP, Cause.EVALUATION),
+    *(Cause.STRAGGLER, Cause.FEWER_NODES, Cause.POWER_CAP, Cause.EVALUATION, Cause.PLANNED_STOP),
 )
-PRODUCTIVE, CHECKPOINT, LOST, DETECT, WAIT, RESTART, RESTORE, RECOMPILE, STRAGGLER, FEWER, CAP, CHECK = range(len(BOOK))
+PRODUCTIVE, CHECKPOINT, LOST, DETECT, WAIT, RESTART, RESTORE, RECOMPILE, STRAGGLER, FEWER, CAP, CHECK, PLANNED = range(len(BOOK))
 # A row of the course: the book, then these; of nodes, the seconds in each state so far.
 MARK = ("time_s", "speed", "working_s", "standing_s", "spare_s", "repair_s")
 # The parts of a standstill.
@@ -52,6 +52,8 @@ class Outage:
     echoes: tuple[tuple[float, str, int, int], ...] = ()
     saved_s = inf
     num_workers = 0
+    is_planned = False
+    detail = ""
 
     def __init__(self, now_s: float, reason: str, from_step: int, to_step: int, is_disk: bool) -> None:
         self.begun_s = self.until_s = now_s

@@ -34,7 +34,7 @@ def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> C
     middle_s = (edges_s[1:] + edges_s[:-1]) / 2
     working_fraction = nodes[NodeState.WORKING] / job.setting.num_gang
     saving = np.minimum(spent[Cause.CHECKPOINT] / bin_s / np.maximum(working_fraction, 1e-9), 1.0)
-    speeds = np.maximum(_means(time_s, speed, edges_s), 1e-9)
+    speeds = np.maximum(_speeds(time_s, node_s[0], speed, edges_s), 1e-9)
     stepping, standing, spare, repair = (nodes[state] for state in _STATES)
     site_w = np.zeros(num_bins)
     if power:
@@ -50,12 +50,13 @@ def course_of(job: Job, power: PowerModel | None, num_bins: int = NUM_BINS) -> C
     )
 
 
-def _means(until_s: np.ndarray, values: np.ndarray, edges_s: np.ndarray) -> np.ndarray:
-    """Means in bins of what has each value up to its time."""
+def _speeds(until_s: np.ndarray, working_s: np.ndarray, speed: np.ndarray, edges_s: np.ndarray) -> np.ndarray:
+    """Mean speed in bins, of what has each speed up to its time, while nodes work: an outage has none. 1 where none do."""
     if not len(until_s):
-        return np.zeros(len(edges_s) - 1)
-    sums = np.cumsum(values * np.diff(until_s, prepend=0.0))
-    return np.diff(np.interp(edges_s, np.concatenate([[0.0], until_s]), np.concatenate([[0.0], sums]))) / edges_s[1]
+        return np.ones(len(edges_s) - 1)
+    at_speed_s = np.cumsum(speed * np.diff(working_s, prepend=0.0))
+    slowed, worked = (np.diff(np.interp(edges_s, until_s, curve)) for curve in (at_speed_s, working_s))
+    return np.where(worked > 0, slowed / np.where(worked > 0, worked, 1.0), 1.0)
 
 
 def _within(time_s: np.ndarray, worked: np.ndarray, windows: list[tuple[float, float]], edges_s: np.ndarray) -> np.ndarray:

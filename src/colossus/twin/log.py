@@ -78,7 +78,7 @@ def _fault(job: Job, known_s: float, detected_s: float, name: str, kind: int | N
     yield Event(time_s=known_s, kind="fault", payload=payload)
 
 
-def _wait(job: Job, until_s: float, saved_s: float, waited_s: float, step: int, reason: str, is_saved: bool) -> Iterator[Event]:
+def _wait(job: Job, until_s: float, saved_s: float, waited_s: float, step: int, reason: str, is_saved: bool, is_planned: bool) -> Iterator[Event]:
     """A standstill on purpose: what was saved before, and the wait."""
     if saved_s:
         payload = {"step": step, "tier": "disk", "blocked_s": saved_s}
@@ -88,7 +88,7 @@ def _wait(job: Job, until_s: float, saved_s: float, waited_s: float, step: int, 
         size_bytes = setting.scenario.checkpoint.state_bytes_per_parameter * setting.workload.num_parameters
         payload = {"step": step, "tier": "disk", "duration_s": setting.save_s, "size_bytes": size_bytes}
         yield Event(time_s=until_s - waited_s, kind="checkpoint_saved", payload=payload)
-    yield Event(time_s=until_s, kind="waiting", payload={"duration_s": waited_s, "reason": reason})
+    yield Event(time_s=until_s, kind="waiting", payload={"duration_s": waited_s, "reason": reason, "is_planned": is_planned})
 
 
 def _decision(job: Job, time_s: float, action: str, reason: str, num_workers: int) -> Iterator[Event]:

@@ -12,12 +12,14 @@ from colossus.spec.faults import Effect, FaultClass, FaultProfile, Unit
 from colossus.spec.job import RecoverySpec
 from colossus.spec.machine import Machine
 from colossus.spec.scenario import Recovery, Scenario, Tier
-from colossus.twin.faults import Grounds, is_of_job, rate_per_s
+from colossus.twin.faults import Grounds, is_of_job, place_of, rate_per_s
 from colossus.twin.progress import Pace
 from colossus.twin.streams import slowest_of
 from colossus.twin.workload import Workload
 
 _NEVER_S = 1e15
+# A byte and a place in a list each.
+MOST_NODES = 4_000_000
 # What an interruption by the site's power is called.
 GRID = "grid"
 # A twin's faults are diagnosed: they are of chips and cables, and no reason to give the program up.
@@ -77,7 +79,10 @@ class Setting:
         lost = tuple(_loses_memory(each, tier) for each in classes)
         stops = [each.effect is not Effect.SLOW for each in classes]
         rates = [rate_per_s(each, grounds, scenario) * _share_of_gang(each, grounds) for each in classes]
-        rates_injected = sum(1 / injection.every.mean_s for injection in scenario.injections)
+        for injection in scenario.injections:
+            rates[place_of(classes, injection.cause)] += 1 / injection.every.mean_s
+        all_per_s = sum(rate for rate, stop in zip(rates, stops, strict=True) if stop)
+        disk_per_s = sum(rate for rate, away, stop in zip(rates, lost, stops, strict=True) if away and stop)
         nodes = grounds.num_gang_nodes
         state_bytes = scenario.checkpoint.state_bytes_per_parameter * workload.num_parameters
         disk_s = state_bytes / min(scenario.checkpoint.storage_bytes_per_s, scenario.checkpoint.storage_bytes_per_s_per_node * nodes)
@@ -96,12 +101,10 @@ class Setting:
             restore_disk_s=disk_s,
             restore_memory_s=copy_s,
             copy_s=0.0 if tier is Tier.NONE else copy_s,
-            memory_steps=_memory_steps(scenario, workload, copy_s),
+            memory_steps=_memory_steps(scenario, workload, copy_s, all_per_s - disk_per_s),
             kinds=tuple(_kind(each, profile, grounds, tier) for each in classes),
-            disk_mtbf_s=_mtbf_s(
-                sum(rate for rate, away, stop in zip(rates, lost, stops, strict=True) if away and stop) + (tier is not Tier.PEER) * rates_injected
-            ),
-            mtbf_s=_mtbf_s(sum(rate for rate, stop in zip(rates, stops, strict=True) if stop) + rates_injected),
+            disk_mtbf_s=_mtbf_s(disk_per_s),
+            mtbf_s=_mtbf_s(all_per_s),
             reforms=scenario.recovery.kind in (Recovery.HOT, Recovery.ELASTIC),
             compile_s=scenario.recovery.compile.mean_s,
             recovery_spec=RecoverySpec(allow_fewer_workers=scenario.recovery.kind is Recovery.ELASTIC, max_restarts_without_progress=_PATIENCE),
@@ -235,11 +238,11 @@ def _mtbf_s(rate_per_s: float) -> float:
     return 1 / rate_per_s if rate_per_s else _NEVER_S
 
 
-def _memory_steps(scenario: Scenario, workload: Workload, copy_s: float) -> int | None:
+def _memory_steps(scenario: Scenario, workload: Workload, copy_s: float, healed_per_s: float) -> int | None:
     if scenario.checkpoint.memory is Tier.NONE:
         return None
     wanted = scenario.checkpoint.memory_interval_s
-    return max(1, round(wanted / workload.step_s)) if wanted else ram_interval_steps(copy_s=copy_s, step_s=workload.step_s)
+    return max(1, round(wanted / workload.step_s)) if wanted else ram_interval_steps(copy_s=copy_s, step_s=workload.step_s, mtbf_s=_mtbf_s(healed_per_s))
 
 
 def _grounds(workload: Workload, machine: Machine, scenario: Scenario, profile: FaultProfile) -> Grounds:
@@ -252,5 +255,9 @@ def _grounds(workload: Workload, machine: Machine, scenario: Scenario, profile: 
         rule = f"is more than the {free} nodes that a job of {nodes} leaves of the {machine.num_nodes} of {machine.name}"
         hint = f"at most recovery.num_spares={free}, or a job on fewer chips (--chips)"
         raise SpecError("scenario", [Problem(path="recovery.num_spares", value=str(wanted), rule=rule, hint=hint)])
+    if nodes + free > MOST_NODES:
+        raise SpecError(
+            "simulation", [Problem(path="machine", value=f"{machine.num_nodes:,} nodes", rule=f"is more than the {MOST_NODES:,} that a simulation holds")]
+        )
     spares = 0 if scenario.recovery.kind is Recovery.WAIT else free if wanted is None else wanted
     return Grounds.of(machine, scenario, profile, num_nodes=nodes + spares, num_gang_nodes=nodes)

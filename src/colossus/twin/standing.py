@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 from colossus.policy.health import is_suspect, rollback_tries
 from colossus.policy.recovery import Action
+from colossus.spec.units import format_duration
 from colossus.twin.book import (
     CHECKPOINT,
     DETECT,
     DETECTING,
     LOST,
+    PLANNED,
     PRODUCTIVE,
     RECOMPILE,
     RESTART,
@@ -30,10 +32,11 @@ from colossus.twin.stepping import BACK, FAULT, Stepping
 
 
 class Corruption(NamedTuple):
-    """The state is wrong from step ``at`` on; ``clean``, of ``since_s``, is the newest one on disk that is not."""
+    """The state is wrong from step ``at`` on, done at ``struck_s``; ``clean``, of ``since_s``, is the newest one on disk that is not."""
 
     fault: Fault
     at: float
+    struck_s: float
     clean: int
     since_s: float
 
@@ -70,7 +73,8 @@ class Standing(Stepping):
 
     def _stop_for(self, fault: Fault, kind: Kind) -> None:
         """A stop in good order: the state is saved, then the work takes the time that a repair of its class takes."""
-        self._stand_saved(kind.cause, fault.repair_s).kind = fault.kind
+        outage = self._stand_saved(kind.cause, fault.repair_s)
+        outage.kind, outage.is_planned = fault.kind, True
         self._know(kind.cause)
 
     def _order(self, why: str, node: int | None = None) -> None:
@@ -96,8 +100,8 @@ class Standing(Stepping):
         outage.until_s = outage.saved_s + work_s
         return outage
 
-    def _roll_back(self, fault: Fault, kind: Kind, clean: int, since_s: float) -> None:
-        """The state is known to be wrong: saved ones are tried until one is good. ``clean``: the newest good one; ``since_s``: when it was."""
+    def _roll_back(self, fault: Fault, kind: Kind, clean: int, since_s: float, struck_s: float) -> None:
+        """The state is known to be wrong: saved ones are tried until one is good. ``clean``: the newest good one; ``since_s``: when it was; ``struck_s``: when it went wrong."""
         now_s, setting = self.kernel.now_s, self.setting
         self._close(now_s)
         saved = self.progress.committed(now_s)
@@ -106,7 +110,9 @@ class Standing(Stepping):
         self.progress.disk = to_step
         self.num_disk_losses += 1
         outage.kind, outage.node = fault.kind, fault.node
-        tries = rollback_tries(1 + (saved - to_step) // (self.progress.interval or saved + 1))
+        count = 1 + (saved - to_step) // (self.progress.interval or saved + 1)
+        outage.detail = f"wrong for {format_duration(now_s - struck_s)}, {count} saved states in question; "
+        tries = rollback_tries(count)
         outage.until_s = now_s + tries * (setting.scenario.recovery.sdc_check_s + setting.restore_disk_s)
         self._know(kind.cause)
 
@@ -123,7 +129,7 @@ class Standing(Stepping):
                 self._lose_copies(outage)
             self._count(GRID)
             until_s = until_s if outage.phase is RETURNING else max(until_s, outage.until_s)
-        outage.kind, outage.reason = None, GRID
+        outage.kind, outage.reason, outage.is_planned = None, GRID, False
         outage.phase, outage.action, outage.until_s = WAITING, "", until_s
         self._know(GRID)
 
@@ -223,7 +229,7 @@ class Standing(Stepping):
             self.progress.num_saves += 1
         decision = setting.decide(outage.kind, outage.reason, nodes.gang, nodes.spare, nodes.repair)
         action = decision.action
-        outage.action, outage.why = action, decision.reason
+        outage.action, outage.why = action, outage.detail + decision.reason
         if self.is_logged:
             self.log.append(("recovery", kernel.now_s, action.value, decision.reason, decision.num_workers))
         if action is Action.GIVE_UP:
@@ -285,11 +291,11 @@ class Standing(Stepping):
             saved_s = min(elapsed_s, outage.save_s)
             outage.save_s -= saved_s
             book[CHECKPOINT] += saved_s
-            book[WAIT] += elapsed_s - saved_s
+            book[PLANNED if outage.is_planned else WAIT] += elapsed_s - saved_s
             parts_s[1] += elapsed_s
             if self.is_logged:
                 is_saved = saved_s > 0 and not outage.save_s
-                self.log.append(("wait", now_s, saved_s, elapsed_s - saved_s, outage.from_step, outage.why or outage.reason, is_saved))
+                self.log.append(("wait", now_s, saved_s, elapsed_s - saved_s, outage.from_step, outage.why or outage.reason, is_saved, outage.is_planned))
         if outage.echoes:
             self.log.extend(("fault", now_s, now_s - struck_s, *echo) for struck_s, *echo in outage.echoes)
             outage.echoes = ()

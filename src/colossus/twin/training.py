@@ -149,7 +149,7 @@ class Job(Standing):
         self._close(now_s)
         clean, at = self.progress.committed(now_s), self.progress.at
         since_s = now_s - (at - clean) * self._pace.step_s - self._blocked_within(at - clean)
-        self._corrupt.append(Corruption(fault, at, clean, since_s))
+        self._corrupt.append(Corruption(fault, at, now_s, clean, since_s))
         self._tell_steps(clean, is_end=False)
         every_s = self.setting.scenario.recovery.sdc_check_interval_s
         found_s = fault.detect_s if every_s is None else min(fault.detect_s, fault.check_luck * every_s)
@@ -164,7 +164,7 @@ class Job(Standing):
             return
         self.nodes.settle(self.kernel.now_s)
         self._fail(fault.node, fault)
-        self._roll_back(fault, self._kinds[fault.kind], found.clean, found.since_s)
+        self._roll_back(fault, self._kinds[fault.kind], found.clean, found.since_s, found.struck_s)
 
     def _strike(self, fault: Fault, kind: Kind) -> None:
         """The gang dies or hangs, and goes on from the newest copy that is left."""
