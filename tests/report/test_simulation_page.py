@@ -115,6 +115,7 @@ def test_tables_over_replicas_are_medians_within_their_own_interval(many):
         low, high = (float(end) for end in row.over.split(" to "))
         assert row.number == round(np.median(times)) and low <= row.number <= high
     costs = {name: usd for name, usd, _, _ in words.money_rows(many)}
+    assert Page(page(many)).text.count("9 in 10") >= 6 and " to " in words.node_over(many, NodeState.SPARE) and words.money_over(many, "energy")
     assert costs["energy"] == np.median([one.bill.parts_usd["energy"] for one in many.tallies])
 
 
@@ -161,7 +162,7 @@ def test_a_horizon_within_the_first_step_has_no_goodput():
     one = simulation().first.model_copy(update={"time_to_train_s": None, "steps": 0, "wall_s": 1.0, "goodput_s": 0.992, "badput_s": {}})
     made = simulation(tallies=[one], scenario=scenario(horizon_s=1.0))
     name, value, remark = words.figures(made)[0]
-    assert (name, value) == ("goodput", "none") and "99.2 % of the time went into one that was under way" in remark
+    assert (name, value) == ("goodput", "none") and "99.2 % of the time went into one that was not done at the end" in remark
     assert "no step done, simulated</title>" in page(made) and "useful work" not in words.verdict(made)
 
 

@@ -116,14 +116,13 @@ def _causes(simulation: Simulation, plot: Plot | None) -> str:
     if not any(one.num_interruptions for one in simulation.tallies):
         faults = words.fault_counts(simulation)[1]
         return f'<p class="soft">Nothing: {count(faults, "fault")} of the machine, none of which stopped the job.</p>'
-    several = len(simulation.tallies) > 1
     costs = [f"{name}{words.of_first(simulation)}" for name in ("lost work", "standstill")]
-    header = ("cause", "interruptions", *(("9 in 10",) if several else ()), "faults of the whole machine", *costs)
+    header = ("cause", "interruptions", *_ends_name(simulation), "faults of the whole machine", *costs)
     rows = [
         (
             words.cause_name(row.cause),
             f"{row.number:,}",
-            *((row.over,) if several else ()),
+            *_ends(row.over),
             "–" if row.num_faults is None else f"{row.num_faults:,}",
             duration(row.lost_s),
             duration(row.downtime_s),
@@ -137,8 +136,20 @@ def _causes(simulation: Simulation, plot: Plot | None) -> str:
 
 def _nodes(simulation: Simulation) -> str:
     total = simulation.num_nodes or 1
-    rows = [(label, f"{mean:,.1f}", percent(mean / total), meaning) for _, label, mean, meaning in words.node_rows(simulation)]
-    return _table(("state", "nodes on average", "share", "what it means"), rows)
+    rows = [
+        (label, f"{mean:,.1f}", *_ends(words.node_over(simulation, state)), percent(mean / total), meaning)
+        for state, label, mean, meaning in words.node_rows(simulation)
+    ]
+    return _table(("state", "nodes on average", *_ends_name(simulation), "share", "what it means"), rows)
+
+
+def _ends(over: str) -> tuple[str, ...]:
+    """A column that only replicas have."""
+    return (over,) if over else ()
+
+
+def _ends_name(simulation: Simulation) -> tuple[str, ...]:
+    return ("9 in 10",) if len(simulation.tallies) > 1 else ()
 
 
 def _incidents(simulation: Simulation) -> str:
@@ -148,8 +159,11 @@ def _incidents(simulation: Simulation) -> str:
 
 
 def _money(simulation: Simulation) -> str:
-    rows = [(name, money(usd), percent(fraction), meaning) for name, usd, fraction, meaning in words.money_rows(simulation)]
-    return _table(("class", "cost", "share", "what it is"), rows) + _pairs(words.bill_rows(simulation)[4:])
+    rows = [
+        (name, money(usd), *_ends(words.money_over(simulation, name)), percent(fraction), meaning)
+        for name, usd, fraction, meaning in words.money_rows(simulation)
+    ]
+    return _table(("class", "cost", *_ends_name(simulation), "share", "what it is"), rows) + _pairs(words.bill_rows(simulation)[4:])
 
 
 def _scenario(simulation: Simulation) -> str:

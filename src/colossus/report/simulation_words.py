@@ -246,7 +246,7 @@ def _goodput(simulation: Simulation) -> tuple[str, str, str] | None:
     if any(one.steps for one in simulation.tallies):
         return _figure(simulation, "goodput", lambda one: one.goodput_fraction, percent, "useful steps over wall time")
     under_way = percent(median_of(simulation, lambda one: one.goodput_fraction))
-    return "goodput", "none", f"no step was done; {under_way} of the time went into one that was under way at the end"
+    return "goodput", "none", f"no step was done; {under_way} of the time went into one that was not done at the end"
 
 
 def goodput_words(simulation: Simulation) -> str:
@@ -397,6 +397,16 @@ def node_rows(simulation: Simulation) -> list[tuple[NodeState, str, float, str]]
     """(state, label, mean number of nodes, of replicas the median of theirs, meaning) of states that occur."""
     found = {state: spread([one.node_s.get(state, 0.0) / (one.wall_s or 1.0) for one in simulation.tallies]) for state in STATES}
     return [(state, label, found[state].median, meaning) for state, (label, meaning) in STATES.items() if found[state].high]
+
+
+def node_over(simulation: Simulation, state: NodeState) -> str:
+    """Between which mean numbers 9 replicas in 10 lie."""
+    return between(spread([one.node_s.get(state, 0.0) / (one.wall_s or 1.0) for one in simulation.tallies]), lambda value: f"{value:,.1f}")
+
+
+def money_over(simulation: Simulation, name: str) -> str:
+    """Between which costs of a class 9 replicas in 10 lie."""
+    return between(spread([one.bill.parts_usd.get(name, 0.0) for one in simulation.tallies if one.bill is not None]), money)
 
 
 def money_rows(simulation: Simulation) -> list[tuple[str, float, float, str]]:
