@@ -17,6 +17,7 @@ from colossus.report.terminal import render
 from colossus.report.words import planned_advice
 from colossus.spec.event import Event
 from colossus.spec.layout import Layout
+from colossus.spec.machine import How
 from colossus.spec.model import ModelCard
 from tests.plan.rates import RATES
 
@@ -80,6 +81,19 @@ def test_terminal_and_page_show_the_table():
     for text in (plain(render(found)), Page(page(found)).text):
         assert "lanned against measured" in text and "matrix products" in text and "expected" in text
     assert "kernels <here>" in Page(page(found)).text
+
+
+def test_a_simulated_run_is_not_told_as_measured():
+    found = report(PLANNED | {"step": STEP | {"step_s": 0.05, "lower_step_s": 0.04, "upper_step_s": 0.06}}).model_copy(update={"how": How.SIMULATED})
+    terminal, drawn = plain(render(found), width=200), page(found)
+    assert terminal.startswith("Simulated: ") and "planned against simulated" in terminal and "Every figure here is simulated" in terminal
+    assert (
+        "Planned against simulated" in drawn
+        and f'<span class="pill {found.status.value}">simulated' in drawn
+        and "Every figure here is simulated" in Page(drawn).text
+    )
+    assert ">simulated</th>" in drawn and ">measured</th>" not in drawn and "against measured" not in terminal + drawn
+    assert "colossus calibrate" not in terminal + drawn and not page(report()).count("imulated")
 
 
 def test_a_step_outside_its_interval_says_what_to_do():

@@ -96,11 +96,92 @@ def test_every_cause_and_state_has_its_colour():
     assert set(words.STATES) == set(NodeState)
 
 
-def test_the_stack_of_times_is_the_wall_time(many):
-    assert sum(seconds for _, _, seconds, _, _ in words.time_rows(many)) == pytest.approx(many.first.wall_s)
-    assert sum(row.number for row in words.cause_rows(many)) == many.first.num_interruptions
-    assert sum(fraction for _, _, fraction, _ in words.money_rows(many)) == pytest.approx(1)
-    assert sum(mean for _, _, mean, _ in words.node_rows(many)) == pytest.approx(many.num_nodes, rel=1e-3)
+def test_the_stack_of_times_is_the_wall_time():
+    one = simulation()
+    assert sum(seconds for _, _, seconds, _, _ in words.time_rows(one)) == pytest.approx(words.time_total(one)[0])
+    assert sum(row.number for row in words.cause_rows(one)) == one.first.num_interruptions
+    assert sum(fraction for _, _, fraction, _ in words.money_rows(one)) == pytest.approx(1)
+    assert sum(mean for _, _, mean, _ in words.node_rows(one)) == pytest.approx(one.num_nodes, rel=1e-3)
+
+
+def test_tables_over_replicas_are_medians_within_their_own_interval(many):
+    for cause, _, seconds, fraction, over in words.time_rows(many):
+        good = cause is Cause.PRODUCTIVE
+        spent = [one.goodput_s if good else one.badput_s[cause] for one in many.tallies]
+        assert (seconds, fraction) == (pytest.approx(np.median(spent)), pytest.approx(np.median(spent) / many.first.wall_s))
+        assert over == f"{words.percent(np.quantile(spent, 0.05) / many.first.wall_s)} to {words.percent(np.quantile(spent, 0.95) / many.first.wall_s)}"
+    for row in words.cause_rows(many):
+        times = [one.interruptions.get(row.cause, 0) for one in many.tallies]
+        low, high = (float(end) for end in row.over.split(" to "))
+        assert row.number == round(np.median(times)) and low <= row.number <= high
+    costs = {name: usd for name, usd, _, _ in words.money_rows(many)}
+    assert Page(page(many)).text.count("9 in 10") >= 6 and " to " in words.node_over(many, NodeState.SPARE) and words.money_over(many, "energy")
+    assert costs["energy"] == np.median([one.bill.parts_usd["energy"] for one in many.tallies])
+
+
+def test_verdict_figure_and_picture_tell_one_number_of_interruptions(many):
+    """Not the median here and the first replica there: that has 400."""
+    number = round(float(np.median([one.num_interruptions for one in many.tallies])))
+    every = words.duration(54 * 86400 / number)
+    told = {name: (value, remark) for name, value, remark in words.figures(many)}["interruptions"]
+    drawn = next(plot.remark for plot in plots(many) if plot.name == "causes")
+    assert number != many.first.num_interruptions and told[0] == f"{number:,}"
+    for text in (words.verdict(many), told[1], drawn):
+        assert f"one every {every}" in text
+    assert f"{number:,} interruptions" in words.verdict(many) and f"{number:,} times" in drawn
+
+
+def test_what_is_of_the_first_replica_says_so(many):
+    titles = {plot.name: plot.title for plot in plots(many)}
+    assert {name for name, title in titles.items() if title.endswith(", of the first replica")} == {"timeline", "losses", "power", "nodes"}
+    assert {name for name, title in titles.items() if title.endswith(", median of 40 replicas")} == {"causes", "money"}
+    text = Page(page(many)).text
+    for told in (
+        "The costliest interruptions, of the first replica",
+        "lost work, of the first replica",
+        "Nodes, median of 40 replicas",
+        "Where the time went, median of 40",
+    ):
+        assert told in text, told
+    assert "replica" not in Page(page(simulation())).text
+
+
+def test_stops_on_purpose_and_by_the_grid_are_no_faults():
+    made = simulation()
+    stops = {"gpu": 5, "reboot": 14, "grid": 3}
+    one = made.first.model_copy(update={"interruptions": stops, "faults": {"gpu": 7, "reboot": 14}})
+    told = [made.incidents[0].model_copy(update={"cause": "reboot", "effect": "planned"})]
+    made = made.model_copy(update={"tallies": [one], "incidents": told})
+    assert words.fault_counts(made) == (17, 7)
+    remark = {name: remark for name, _, remark in words.figures(made)}["interruptions"]
+    assert "17 of them ordered or by the grid; 7 faults of hardware and software" in remark
+    assert {row.cause: row.num_faults for row in words.cause_rows(made)} == {"gpu": 7, "reboot": None, "grid": None}
+
+
+def test_a_horizon_within_the_first_step_has_no_goodput():
+    one = simulation().first.model_copy(update={"time_to_train_s": None, "steps": 0, "wall_s": 1.0, "goodput_s": 0.992, "badput_s": {}})
+    made = simulation(tallies=[one], scenario=scenario(horizon_s=1.0))
+    name, value, remark = words.figures(made)[0]
+    assert (name, value) == ("goodput", "none") and "99.2 % of the time went into one that was not done at the end" in remark
+    assert "no step done, simulated</title>" in page(made) and "useful work" not in words.verdict(made)
+
+
+@pytest.mark.parametrize(("left", "told"), [(0, "All 1,200,000 steps done"), (7, "All but 7 steps of 1,200,000"), (60_000, "95.0 % of the training done")])
+def test_what_is_nearly_done_is_not_told_as_done(left, told):
+    one = simulation().first.model_copy(update={"steps": 1_200_000 - left})
+    text = words.verdict(simulation(tallies=[one]))
+    assert told in text and "100 % of the training" not in text and ("at this pace" in text) == (left > 7)
+
+
+def test_the_reason_of_a_costly_standstill_is_shown():
+    made = simulation()
+    costly = made.incidents[0].model_copy(update={"cause": "silent_data_corruption", "lost_s": 1e5, "reason": "wrong for 1 d 3 h"})
+    assert "wrong for 1 d 3 h" in Page(page(made.model_copy(update={"incidents": [costly, *made.incidents[1:]]}))).text
+
+
+def test_times_beyond_a_thousand_years_are_not_counted_in_days():
+    assert words.duration(1e27) == words.duration(float("inf")) == "> 1,000 years"
+    assert words.duration(999 * 365.25 * 86400) == "364884 d 18 h"
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0, 1))

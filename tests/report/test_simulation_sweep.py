@@ -87,6 +87,37 @@ def test_pictures_and_page(dims):
     assert "Best goodput" in parsed.text and parsed.references == [] and len(parsed.ids) == len(set(parsed.ids))
 
 
+def test_table_verdict_and_picture_tell_the_mean_that_points_are_ranked_by():
+    """A skewed point: its median is 0.90, its mean 0.84."""
+    skewed, steady = point("0", [0.9, 0.9, 0.9, 0.9, 0.6]), point("16", [0.85, 0.85, 0.85, 0.85, 0.85])
+    points = [skewed, steady]
+    told = {each.point: each for each in standings(points, GOODPUT)}
+    assert header(["spares"], points, GOODPUT)[1] == "mean goodput"
+    assert [cells(each, points, GOODPUT, told.get(each))[1] for each in ranked(points, GOODPUT)] == ["85.00 %", "84.00 %"]
+    assert cells(skewed, points, GOODPUT, told[skewed])[3].startswith("1.00 points worse")
+    assert "spares 16, at 85.00 % on average" in verdict(["spares"], points, GOODPUT)
+    drawn = plot(["spares"], points, GOODPUT)
+    assert drawn is not None and "mean goodput" in drawn.remark and "84.00 % on average" in drawn.inline("wide") and "90.00 %" not in drawn.description
+
+
+@pytest.mark.parametrize("dims", [["interval"], ["spares", "interval"]])
+def test_every_value_is_named_on_a_narrow_screen(dims):
+    names = ["1 min", "3 min", "8 min 57 s", "26 min 48 s", "1 h 20 min", "4 h"]
+    values = [(name,) for name in names] if len(dims) == 1 else [(spares, name) for spares in ("8", "16") for name in names]
+    drawn = plot(dims, [Point(values=each, outcomes=tuple(map(outcome, noisy(0.7)))) for each in values], GOODPUT)
+    assert drawn is not None
+    root = ElementTree.fromstring(drawn.inline("narrow"))
+    places = {text.text: (float(text.get("x", 0)), float(text.get("y", 0))) for text in root.iter("text") if text.text in names}
+    assert list(places) == names and len({y for _, y in places.values()}) == 2
+    high = float(root.get("viewBox", "").split()[3])
+    assert all(y < high for _, y in places.values())
+
+
+def test_a_long_name_can_be_broken_on_a_narrow_screen():
+    text = page("t", "", ["checkpoint.interval"], [point("1 h", [0.5, 0.6])], GOODPUT)
+    assert 'data-name="checkpoint.\u200binterval"' in text and "overflow-wrap:anywhere}.rows td:first-child" in text
+
+
 def test_three_dims_are_a_table_only():
     points = [Point(values=("0", "1", "2"), outcomes=(outcome(0.8),)), Point(values=("1", "1", "2"), outcomes=(outcome(0.9),))]
     assert plot(["a", "b", "c"], points, GOODPUT) is None

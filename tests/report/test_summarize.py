@@ -9,8 +9,9 @@ import renew
 from stream import Stream
 
 from colossus.report import Cause, Status, summarize, summarize_run
+from colossus.spec.errors import RunError
 from colossus.spec.event import Event, append_events
-from colossus.spec.run import Run
+from colossus.spec.run import Run, create_simulation
 
 T = 1_790_000_000.0
 
@@ -53,6 +54,15 @@ def test_no_events_give_an_empty_report() -> None:
 
 def test_a_run_without_a_log_gives_an_empty_report(tmp_path: Any) -> None:
     assert summarize_run(Run(tmp_path)).status is Status.EMPTY
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_a_simulation_without_its_events_is_an_error_that_names_the_file(tmp_path: Any, text: str | None) -> None:
+    run = create_simulation(tmp_path, "x")
+    if text is not None:
+        run.events.write_text(text)
+    with pytest.raises(RunError, match=r"x-twin-1/events\.jsonl (does not exist|is empty)"):
+        summarize_run(run)
 
 
 def test_data_readied_before_the_run_was_told_is_part_of_it() -> None:

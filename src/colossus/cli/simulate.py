@@ -189,17 +189,18 @@ def show(simulation: Simulation) -> None:
     beside = doubts(simulation)
     console.print(" ".join((words.verdict(simulation), *beside)) + "\n")
     console.print(_rows((name, value, remark) for name, value, remark in words.figures(simulation)))
-    console.print("\nwhere the time went")
+    over, first = words.of_replicas(simulation), words.of_first(simulation)
+    console.print(f"\nwhere the time went{over}")
     console.print(_times(simulation))
-    if causes := [row for row in words.cause_rows(simulation) if row.number or row.mean]:
-        console.print("\nwhat interrupted the job")
+    if causes := [row for row in words.cause_rows(simulation) if row.is_met]:
+        console.print(f"\nwhat interrupted the job{over}" + (f"; lost work and standstill{first}" if first else ""))
         console.print(_causes(simulation, causes))
         if told := words.standstills(simulation):
             console.print(told)
     for title, rows in (
-        ("nodes on average", [(label, f"{mean:,.1f}", meaning) for _, label, mean, meaning in words.node_rows(simulation)]),
-        ("money", [(name, words.money(usd), words.percent(fraction)) for name, usd, fraction, _ in words.money_rows(simulation)]),
-        ("power and money besides", words.bill_rows(simulation)),
+        (f"nodes on average{over}", [(label, f"{mean:,.1f}", meaning) for _, label, mean, meaning in words.node_rows(simulation)]),
+        (f"money{over}", [(name, words.money(usd), words.percent(fraction)) for name, usd, fraction, _ in words.money_rows(simulation)]),
+        (f"power and money besides{over}", words.bill_rows(simulation)),
         ("what it starts from", words.plan_rows(simulation)),
         ("left open, and what it came to", words.chosen_rows(simulation)),
     ):
@@ -235,8 +236,8 @@ def _causes(simulation: Simulation, rows: Any) -> Any:
     from colossus.report.words import duration, percent
 
     several = len(simulation.tallies) > 1
-    table = Table("  cause", "times", "share", *(("mean of replicas",) if several else ()), "lost work", "standstill", box=None, padding=(0, 2, 0, 0))
+    table = Table("  cause", "times", "share", *(("9 in 10",) if several else ()), "lost work", "standstill", box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        mean = (f"{row.mean:,.1f}",) if several else ()
-        table.add_row(f"  {cause_name(row.cause)}", f"{row.number:,}", percent(row.fraction), *mean, duration(row.lost_s), duration(row.downtime_s))
+        ends = (row.over,) if several else ()
+        table.add_row(f"  {cause_name(row.cause)}", f"{row.number:,}", percent(row.fraction), *ends, duration(row.lost_s), duration(row.downtime_s))
     return table

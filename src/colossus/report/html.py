@@ -10,10 +10,10 @@ from html import escape
 from importlib.resources import files
 
 from colossus.report import charts, svg, words
-from colossus.report.record import Report
+from colossus.report.record import Report, Status
 from colossus.spec.causes import MEANINGS
 from colossus.spec.errors import ColossusError
-from colossus.spec.machine import Figure, Machine
+from colossus.spec.machine import Figure, How, Machine
 from colossus.spec.run import Run
 from colossus.spec.units import format_quantity
 
@@ -58,13 +58,20 @@ def _section(title: str, body: str) -> str:
 
 
 def _head(report: Report) -> str:
-    began = datetime.fromtimestamp(report.started_at_s, UTC).strftime("%Y-%m-%d %H:%M UTC") if report.started_at_s > 1e8 else "simulated time"
+    began = datetime.fromtimestamp(report.started_at_s, UTC).strftime("began %Y-%m-%d %H:%M UTC") if report.started_at_s > 1e8 else "in simulated time"
     workers = words.count(report.num_workers, "worker") + ", " if report.num_workers else ""
     platform = f"{report.platform}, " if report.platform else ""
     return (
-        f'<header><div class="head"><h1>{escape(report.name or "Run")}</h1><span class="pill {report.status.value}">{report.status.value}</span></div>'
-        f'<p class="verdict">{_text(words.verdict(report))}</p><p class="when">{escape(workers + platform)}began {began}</p></header>'
+        f'<header><div class="head"><h1>{escape(report.name or "Run")}</h1><span class="pill {report.status.value}">{_badge(report)}</span></div>'
+        f'<p class="verdict">{_text(words.verdict(report))}</p><p class="when">{escape(workers + platform)}{began}</p></header>'
     )
+
+
+def _badge(report: Report) -> str:
+    """How it ended; of what was only simulated that above all."""
+    if report.how is How.MEASURED:
+        return report.status.value
+    return report.how.value if report.status is Status.DONE else f"{report.how.value}, {report.status.value}"
 
 
 def _cards(report: Report) -> str:
@@ -115,7 +122,8 @@ def _planned_section(report: Report) -> str:
         if report.planned_source
         else ""
     )
-    return _section("Planned against measured", _table(("", "planned", "measured", "ratio", "expected"), rows) + source)
+    how = report.how.value
+    return _section(f"Planned against {how}", _table(("", "planned", how, "ratio", "expected"), rows) + source)
 
 
 def _part(name: str) -> str:
@@ -191,7 +199,7 @@ def _figure(figure: Figure, unit: str) -> str:
 def _provenance(report: Report) -> str:
     peak = f" The peak behind MFU is {escape(report.peak_how or 'of unknown source')}." if report.peak_flop_per_s else ""
     return (
-        f"All times and losses are {report.how.value}, from events.jsonl.{peak} MFU counts the model's own FLOP, without recompute. "
+        f"{words.provenance(report)}{peak} MFU counts the model's own FLOP, without recompute. "
         "Goodput is the time of steps that count, each once, over the wall time."
     )
 

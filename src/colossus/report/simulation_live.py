@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from colossus.report.plot_text import sparkline
-from colossus.report.simulation_words import STATES, heading, incident_words
+from colossus.report.simulation_words import STATES, heading, incident_words, of_first
 from colossus.report.words import count, duration, percent
 from colossus.spec.causes import LABELS, Cause
 from colossus.spec.simulation import NodeState, SimulatedIncident, Simulation
@@ -110,7 +110,12 @@ def picture(moment: Moment, simulation: Simulation) -> Group:
     from rich.text import Text
 
     speed = f"{clock(moment.at_s)} of {duration(simulation.first.wall_s)}   step {moment.step:,} of {simulation.num_steps:,}   {count(moment.num_incidents, 'standstill')}"
-    rows: list[RenderableType] = [Text(heading(simulation), style="bold"), Text(speed), Text(_bar(moment.fraction, 60), style="dim"), Text("")]
+    rows: list[RenderableType] = [
+        Text(heading(simulation) + of_first(simulation), style="bold"),
+        Text(speed),
+        Text(_bar(moment.fraction, 60), style="dim"),
+        Text(""),
+    ]
     rows += [Text("where the time went so far"), _shares(moment), Text("")]
     rows += [Text("nodes now"), _nodes(moment, simulation.num_nodes)]
     if moment.site_w is not None:

@@ -30,11 +30,11 @@ def page(simulation: Simulation) -> str:
     sections = [
         _head(simulation),
         _cards(simulation),
-        _section("Useful work and losses over time", _plot(drawn.get("timeline")) + _sub(drawn.get("losses")) + _times(simulation)),
-        _section("What interrupted the job", _causes(simulation, drawn.get("causes"))),
-        _plotted(drawn.get("power"), _pairs(words.bill_rows(simulation)[:4])),
-        _plotted(drawn.get("nodes"), _nodes(simulation)),
-        _section("The costliest interruptions", _incidents(simulation)) if simulation.incidents else "",
+        _section(drawn["timeline"].title, _plot(drawn["timeline"]) + _sub(drawn.get("losses")) + _times(simulation)),
+        _section(f"What interrupted the job{words.of_replicas(simulation)}", _causes(simulation, drawn.get("causes"))),
+        _plotted(drawn.get("power"), _over(simulation, "Power and energy") + _pairs(words.bill_rows(simulation)[:4])),
+        _plotted(drawn.get("nodes"), _over(simulation, "Nodes") + _nodes(simulation)),
+        _section(f"The costliest interruptions{words.of_first(simulation)}", _incidents(simulation)) if simulation.incidents else "",
         _plotted(drawn.get("money"), _money(simulation)),
         *(_plotted(drawn.get(name)) for name in ("goodput", "time-to-train", "interruptions")),
         _section("What it starts from", _pairs(words.plan_rows(simulation))),
@@ -42,7 +42,7 @@ def page(simulation: Simulation) -> str:
         _scenario(simulation),
         f"<footer>{_foot(simulation)}</footer>",
     ]
-    title = f"{words.heading(simulation)}: {percent(simulation.first.goodput_fraction)} goodput, simulated"
+    title = f"{words.heading(simulation)}: {words.goodput_words(simulation)}, simulated"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>\n{style(SHEETS)}{_asset("page.css")}</style></head>\n'
@@ -89,6 +89,12 @@ def _sub(plot: Plot | None) -> str:
     return f"<h3>{escape(plot.title)}</h3>{_plot(plot)}" if plot else ""
 
 
+def _over(simulation: Simulation, title: str) -> str:
+    """Above a table over replicas below a picture of the first; nothing where there is one."""
+    several = words.of_replicas(simulation)
+    return f"<h3>{escape(title + several)}</h3>" if several else ""
+
+
 def _times(simulation: Simulation) -> str:
     """The badput table."""
     rows = []
@@ -98,38 +104,52 @@ def _times(simulation: Simulation) -> str:
             f'<tr><td class="swatch">{swatch}</td><td class="nowrap">{escape(label)}</td><td class="right">{duration(seconds)}</td>'
             f'<td class="right">{percent(fraction)}</td><td class="right why">{over}</td><td class="why soft">{escape(MEANINGS[cause])}</td></tr>'
         )
-    total = f'<tr><td></td><td>wall time</td><td class="right">{duration(simulation.first.wall_s)}</td><td></td><td class="why"></td><td class="why soft">the sum of the above, exactly</td></tr>'
-    over = "<th class='why'>9 replicas in 10</th>" if len(simulation.tallies) > 1 else "<th class='why'></th>"
+    wall_s, told = words.time_total(simulation)
+    total = f'<tr><td></td><td>wall time</td><td class="right">{duration(wall_s)}</td><td></td><td class="why"></td><td class="why soft">{told}</td></tr>'
+    over = "<th class='why right'>9 in 10</th>" if len(simulation.tallies) > 1 else "<th class='why'></th>"
     head = f"<thead><tr><th></th><th></th><th>time</th><th>share</th>{over}<th class='why'></th></tr></thead>"
-    return f'<table class="times">{head}<tbody>{"".join(rows)}{total}</tbody></table><p class="soft told">{_TOLD["goodput"]} {_TOLD["badput"]}</p>'
+    title = _over(simulation, "Where the time went")
+    return f'{title}<table class="times">{head}<tbody>{"".join(rows)}{total}</tbody></table><p class="soft told">{_TOLD["goodput"]} {_TOLD["badput"]}</p>'
 
 
 def _causes(simulation: Simulation, plot: Plot | None) -> str:
-    if plot is None:
-        faults = sum(simulation.first.faults.values())
+    if not any(one.num_interruptions for one in simulation.tallies):
+        faults = words.fault_counts(simulation)[1]
         return f'<p class="soft">Nothing: {count(faults, "fault")} of the machine, none of which stopped the job.</p>'
-    several = len(simulation.tallies) > 1
-    header = ("cause", "interruptions", *(("mean of replicas",) if several else ()), "faults of the whole machine", "lost work", "standstill")
+    costs = [f"{name}{words.of_first(simulation)}" for name in ("lost work", "standstill")]
+    header = ("cause", "interruptions", *_ends_name(simulation), "faults of the whole machine", *costs)
     rows = [
         (
             words.cause_name(row.cause),
             f"{row.number:,}",
-            *((f"{row.mean:,.1f}",) if several else ()),
-            f"{row.num_faults:,}",
+            *_ends(row.over),
+            "–" if row.num_faults is None else f"{row.num_faults:,}",
             duration(row.lost_s),
             duration(row.downtime_s),
         )
         for row in words.cause_rows(simulation)
     ]
-    told = "Faults of nodes that were spare or out of use at the time do not interrupt the job. Lost work: steps since the last copy of the state, done again."
+    told = "Stops by order or by the grid are no faults. Faults of nodes that were spare or out of use at the time do not interrupt the job. Lost work: steps since the last copy of the state, done again."
     told = f"{told} {words.standstills(simulation)}".strip()
     return f'{_plot(plot)}{_table(header, rows)}<p class="soft told">{told}</p>'
 
 
 def _nodes(simulation: Simulation) -> str:
     total = simulation.num_nodes or 1
-    rows = [(label, f"{mean:,.1f}", percent(mean / total), meaning) for _, label, mean, meaning in words.node_rows(simulation)]
-    return _table(("state", "nodes on average", "share", "what it means"), rows)
+    rows = [
+        (label, f"{mean:,.1f}", *_ends(words.node_over(simulation, state)), percent(mean / total), meaning)
+        for state, label, mean, meaning in words.node_rows(simulation)
+    ]
+    return _table(("state", "nodes on average", *_ends_name(simulation), "share", "what it means"), rows)
+
+
+def _ends(over: str) -> tuple[str, ...]:
+    """A column that only replicas have."""
+    return (over,) if over else ()
+
+
+def _ends_name(simulation: Simulation) -> tuple[str, ...]:
+    return ("9 in 10",) if len(simulation.tallies) > 1 else ()
 
 
 def _incidents(simulation: Simulation) -> str:
@@ -139,8 +159,11 @@ def _incidents(simulation: Simulation) -> str:
 
 
 def _money(simulation: Simulation) -> str:
-    rows = [(name, money(usd), percent(fraction), meaning) for name, usd, fraction, meaning in words.money_rows(simulation)]
-    return _table(("class", "cost", "share", "what it is"), rows) + _pairs(words.bill_rows(simulation)[4:])
+    rows = [
+        (name, money(usd), *_ends(words.money_over(simulation, name)), percent(fraction), meaning)
+        for name, usd, fraction, meaning in words.money_rows(simulation)
+    ]
+    return _table(("class", "cost", *_ends_name(simulation), "share", "what it is"), rows) + _pairs(words.bill_rows(simulation)[4:])
 
 
 def _scenario(simulation: Simulation) -> str:

@@ -14,7 +14,20 @@ from colossus.report import svg
 from colossus.report.grid import CHARACTER, grid
 from colossus.report.picture import WIDTH, Picture
 from colossus.report.plan_words import money
-from colossus.report.simulation_words import STATES, cause_name, cause_rows, money_rows, quantile, rate_words, spread, time_rows
+from colossus.report.simulation_words import (
+    STATES,
+    cause_name,
+    cause_rows,
+    every_s,
+    money_rows,
+    num_interruptions,
+    of_first,
+    of_replicas,
+    quantile,
+    rate_words,
+    spread,
+    time_total,
+)
 from colossus.report.words import count, duration, percent
 from colossus.spec.causes import LABELS, Cause
 from colossus.spec.simulation import Course, NodeState, Simulation, Tally
@@ -58,7 +71,7 @@ def plots(simulation: Simulation) -> list[Plot]:
     """All that there is data for."""
     found = [timeline(simulation)]
     found += [losses(simulation)] if 0 < _most_lost(simulation.course, WIDTH) < _WORTH_MAGNIFYING else []
-    found += [causes(simulation)] if simulation.first.num_interruptions else []
+    found += [causes(simulation)] if any(row.number for row in cause_rows(simulation)) and num_interruptions(simulation) else []
     found += [power(simulation)] if any(simulation.course.site_w) else []
     found += [nodes(simulation)] if simulation.course.nodes else []
     found += [classes(simulation)] if money_rows(simulation) else []
@@ -70,9 +83,9 @@ def timeline(simulation: Simulation) -> Plot:
     legend = _most_lost(simulation.course, WIDTH) >= _WORTH_MAGNIFYING
     return Plot(
         name="timeline",
-        title="Useful work and losses over time",
+        title=f"Useful work and losses over time{of_first(simulation)}",
         remark="Every column is a piece of the simulated time, cut by what the job did in it. Green is work that counts; everything above it is a loss.",
-        description="; ".join(f"{label} {percent(fraction)}" for _, label, _, fraction, _ in time_rows(simulation)),
+        description="; ".join(f"{LABELS[cause]} {percent(sum(shares) / len(shares))}" for cause, shares in simulation.course.shares.items() if any(shares)),
         draw=lambda width: _stack(simulation.course, [Cause.PRODUCTIVE, *_lost(simulation.course)], 1.0, width, legend=legend),
     )
 
@@ -82,7 +95,7 @@ def losses(simulation: Simulation) -> Plot:
     top = _most_lost(simulation.course, WIDTH)
     return Plot(
         name="losses",
-        title="The losses alone",
+        title=f"The losses alone{of_first(simulation)}",
         remark=f"The top of the picture above, magnified: its axis ends at {percent(top)} of the time.",
         description="Losses of each piece of time, stacked.",
         draw=lambda width: _stack(simulation.course, _lost(simulation.course), _most_lost(simulation.course, width), width, legend=True),
@@ -145,15 +158,15 @@ def _legend(names: Sequence[tuple[str, str]], width: float) -> tuple[str, float]
 
 def causes(simulation: Simulation) -> Plot:
     """Bars of interruptions by cause."""
-    rows = [row for row in cause_rows(simulation) if row.number][:_MOST_BARS]
-    more = len([row for row in cause_rows(simulation) if row.number]) - len(rows)
+    met = [row for row in cause_rows(simulation) if row.is_met]
+    rows = [row for row in met if row.number][:_MOST_BARS]
+    more = len(met) - len(rows)
     told = [(cause_name(row.cause), float(row.number), f"{row.number:,}, {percent(row.fraction)}", "bar-a") for row in rows]
     tail = f" {count(more, 'rarer cause')} not drawn." if more > 0 else ""
-    every = duration(simulation.first.wall_s / simulation.first.num_interruptions)
     return Plot(
         name="causes",
-        title="What interrupted the job",
-        remark=f"How often the job stood still, by the cause of the fault: {count(simulation.first.num_interruptions, 'time')}, one every {every} or {rate_words(simulation)}.{tail}",
+        title=f"What interrupted the job{of_replicas(simulation)}",
+        remark=f"How often the job was stopped, by cause: {count(num_interruptions(simulation), 'time')}, one every {duration(every_s(simulation))} or {rate_words(simulation)}.{tail}",
         description="; ".join(f"{name} {words}" for name, _, words, _ in told),
         draw=lambda width: _bars(told, width),
     )
@@ -164,8 +177,8 @@ def classes(simulation: Simulation) -> Plot:
     told = [(name, usd, f"{money(usd)}, {percent(fraction)}", "bar-a") for name, usd, fraction, _ in money_rows(simulation)]
     return Plot(
         name="money",
-        title="What it costs",
-        remark=f"What the machine costs over the {duration(simulation.first.wall_s)} simulated, whether it works or stands: purchases spread over their life, and energy as drawn.",
+        title=f"What it costs{of_replicas(simulation)}",
+        remark=f"What the machine costs over the {duration(time_total(simulation)[0])} simulated, whether it works or stands: purchases spread over their life, and energy as drawn.",
         description="; ".join(f"{name} {words}" for name, _, words, _ in told),
         draw=lambda width: _bars(told, width),
     )
@@ -196,7 +209,7 @@ def power(simulation: Simulation) -> Plot:
     told += " Dashed: what the site may draw." if limit else ""
     return Plot(
         name="power",
-        title="Power of the site",
+        title=f"Power of the site{of_first(simulation)}",
         remark=told,
         description=told,
         draw=lambda width: _area(simulation.course, simulation.course.site_w, "W", width, css="s-training", limit=limit),
@@ -225,7 +238,7 @@ def nodes(simulation: Simulation) -> Plot:
     shown = [(state, course.nodes[state]) for state in NodeState if any(course.nodes.get(state, ()))]
     return Plot(
         name="nodes",
-        title="What the nodes do",
+        title=f"What the nodes do{of_first(simulation)}",
         remark=f"All {simulation.num_nodes:,} nodes (servers) of the machine by state. Each strip has its own axis, from zero to its largest number.",
         description="; ".join(f"{STATES[state][0]} {sum(values) / len(values):,.0f} on average" for state, values in shown),
         draw=lambda width: _strips(course, shown, width),

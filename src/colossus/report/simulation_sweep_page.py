@@ -13,7 +13,7 @@ from colossus.report.picture import style
 from colossus.report.simulation_plots import SHEETS, SIZES, Drawn, Plot
 from colossus.report.simulation_sweep import Objective, Point
 
-_CELL = 46
+_CELL, _LINE = 46, 14
 
 
 def plot(dims: Sequence[str], points: Sequence[Point], objective: Objective) -> Plot | None:
@@ -24,7 +24,7 @@ def plot(dims: Sequence[str], points: Sequence[Point], objective: Objective) -> 
     best = sweeps.ranked(points, objective)[0]
     told = "; ".join(f"{sweeps.name_of(dims, point)}: {objective.tell(sweeps.mean(point, objective))}" for point in known)
     if len(dims) == 1:
-        remark = f"Each dot: the median {objective.title} of all replicas by {dims[0]}; whiskers: 9 in 10. The ring is around the best."
+        remark = f"Each dot: the mean {objective.title} of all replicas by {dims[0]}; whiskers: 9 in 10. The ring is around the best."
         return Plot(
             name="sweep",
             title=f"{objective.title} by {dims[0]}",
@@ -50,25 +50,36 @@ def _line(dims: Sequence[str], points: Sequence[Point], best: Point, objective: 
         f'<path class="grid" d="M{left:.1f} {y(tick):.1f}H{width - 8}"/><text class="num" x="{left - 7:.1f}" y="{y(tick) + 4:.1f}" text-anchor="end">{escape(objective.tell(tick))}</text>'
         for tick in ticks
     ]
-    parts.append(f'<path class="line s-training" d="M{"L".join(f"{x:.1f} {y(spread.median):.1f}" for x, (_, spread) in zip(places, found, strict=True))}"/>')
+    parts.append(f'<path class="line s-training" d="M{"L".join(f"{x:.1f} {y(spread.mean):.1f}" for x, (_, spread) in zip(places, found, strict=True))}"/>')
     for x, (point, spread) in zip(places, found, strict=True):
         parts.append(f'<path class="whisker" d="M{x:.1f} {y(spread.low):.1f}V{y(spread.high):.1f}"/>')
         parts.append(
-            f'<circle class="pick" cx="{x:.1f}" cy="{y(spread.median):.1f}" r="4.5"><title>{escape(point.values[0])}: {escape(spread.words(objective.tell))}</title></circle>'
+            f'<circle class="pick" cx="{x:.1f}" cy="{y(spread.mean):.1f}" r="4.5"><title>{escape(point.values[0])}: {escape(spread.words(objective.tell))}</title></circle>'
         )
         if point is best:
-            parts.append(f'<circle class="whisker" cx="{x:.1f}" cy="{y(spread.median):.1f}" r="9"/>')
-    parts += _labels([point.values[0] for point, _ in found], places, 242, step)
+            parts.append(f'<circle class="whisker" cx="{x:.1f}" cy="{y(spread.mean):.1f}" r="9"/>')
+    names = [point.values[0] for point, _ in found]
+    parts += _labels(names, places, 242, step)
+    low = 242 + _LINE * len(_lines(names, step)) + 4
     parts.append(
-        f'<text class="name" x="{width - 8}" y="260" text-anchor="end">{escape(dims[0])}</text><text class="name" x="2" y="12">{escape(objective.title)}</text>'
+        f'<text class="name" x="{width - 8}" y="{low}" text-anchor="end">{escape(dims[0])}</text><text class="name" x="2" y="12">{escape(objective.title)}</text>'
     )
-    return 268, "".join(parts)
+    return low + 8, "".join(parts)
+
+
+def _lines(names: Sequence[str], step: float) -> range:
+    """Of labels: as many as they need to stand beside one another, at most two."""
+    return range(1 if CHARACTER * max(map(len, names)) + 8 <= step or len(names) == 1 else 2)
 
 
 def _labels(names: Sequence[str], places: Sequence[float], y: float, step: float) -> list[str]:
-    """As many as have room."""
-    every = max(1, -(-int(CHARACTER * max(map(len, names)) + 8) // max(1, int(step))))
-    return [f'<text class="num" x="{x:.1f}" y="{y}" text-anchor="middle">{escape(name)}</text>' for name, x in list(zip(names, places, strict=True))[::every]]
+    """Below one another by turns where one line has no room for all; as many as have room then."""
+    lines = len(_lines(names, step))
+    every = max(1, -(-int(CHARACTER * max(map(len, names)) + 8) // max(1, int(lines * step))))
+    shown = list(zip(names, places, strict=True))[::every]
+    return [
+        f'<text class="num" x="{x:.1f}" y="{y + _LINE * (number % lines)}" text-anchor="middle">{escape(name)}</text>' for number, (name, x) in enumerate(shown)
+    ]
 
 
 def _heat(dims: Sequence[str], points: Sequence[Point], best: Point, objective: Objective, width: float) -> Drawn:
@@ -77,16 +88,17 @@ def _heat(dims: Sequence[str], points: Sequence[Point], best: Point, objective: 
     low, high = min(means), max(means)
     left = 14 + CHARACTER * max(map(len, rows))
     step = (width - left - 8) / len(columns)
+    top = 26 + _LINE * len(_lines(columns, step))
     parts = [f'<text class="name" x="2" y="12">{escape(dims[0])}, down; {escape(dims[1])}, across</text>']
     for point in points:
-        x, y = left + step * columns.index(point.values[1]), 40.0 + _CELL * rows.index(point.values[0])
+        x, y = left + step * columns.index(point.values[1]), top + _CELL * rows.index(point.values[0])
         parts.append(_field(point, objective, (x, y, step), (low, high), is_best=point is best))
     parts += [
-        f'<text class="num" x="{left - 8:.1f}" y="{40 + _CELL * (number + 0.5) + 4:.1f}" text-anchor="end">{escape(name)}</text>'
+        f'<text class="num" x="{left - 8:.1f}" y="{top + _CELL * (number + 0.5) + 4:.1f}" text-anchor="end">{escape(name)}</text>'
         for number, name in enumerate(rows)
     ]
     parts += _labels(columns, [left + step * (number + 0.5) for number in range(len(columns))], 34, step)
-    return 40 + _CELL * len(rows) + 10, "".join(parts)
+    return top + _CELL * len(rows) + 10, "".join(parts)
 
 
 def _field(point: Point, objective: Objective, box: tuple[float, float, float], ends: tuple[float, float], *, is_best: bool) -> str:
@@ -138,9 +150,15 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title[0].upper() + title[1:])}</h2>{body}</section>"
 
 
+def _breakable(name: str) -> str:
+    """May be broken behind its points, where a label of a narrow screen has no room for it."""
+    return name.replace(".", ".\u200b")
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     body = "".join(
-        "<tr>" + "".join(f'<td data-name="{escape(name)}">{escape(cell)}</td>' for name, cell in zip(header, row, strict=True)) + "</tr>" for row in rows
+        "<tr>" + "".join(f'<td data-name="{escape(_breakable(name))}">{escape(cell)}</td>' for name, cell in zip(header, row, strict=True)) + "</tr>"
+        for row in rows
     )
     return f'<div class="scroll"><table class="rows"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

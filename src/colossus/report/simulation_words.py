@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from colossus.report.plan_words import carbon, energy, money, part_name
 from colossus.report.words import count, duration, percent
 from colossus.spec.causes import BADPUT, LABELS, Cause
+from colossus.spec.faults import Effect, FaultProfile
 from colossus.spec.simulation import Bill, NodeState, SimulatedIncident, Simulation, Tally
 from colossus.spec.units import format_quantity
 
@@ -83,6 +84,33 @@ def over_replicas(simulation: Simulation, figure: Callable[[Tally], float | None
     return spread(values) if values else None
 
 
+def median_of(simulation: Simulation, figure: Callable[[Tally], float | None]) -> float:
+    """Over the replicas that know the figure; 0 where none does."""
+    found = over_replicas(simulation, figure)
+    return found.median if found else 0.0
+
+
+def median_bill(simulation: Simulation) -> Bill | None:
+    """Each of its figures the median over replicas; one replica's is its own."""
+    bills = [one.bill for one in simulation.tallies if one.bill is not None]
+    if len(bills) < 2:
+        return bills[0] if bills else None
+    middle = lambda values: quantile(known, 0.5) if (known := [value for value in values if value is not None]) else None
+    names = dict.fromkeys(name for bill in bills for name in bill.parts_usd)
+    figures = {name: middle([getattr(bill, name) for bill in bills]) for name in Bill.model_fields if name != "parts_usd"}
+    return bills[0].model_copy(update=figures | {"parts_usd": {name: middle([bill.parts_usd.get(name, 0.0) for bill in bills]) for name in names}})
+
+
+def of_replicas(simulation: Simulation) -> str:
+    """Behind the title of a table over replicas; nothing where there is one."""
+    return f", median of {len(simulation.tallies)} replicas" if len(simulation.tallies) > 1 else ""
+
+
+def of_first(simulation: Simulation) -> str:
+    """Behind the title of what is of the first replica alone; nothing where there is no other."""
+    return ", of the first replica" if len(simulation.tallies) > 1 else ""
+
+
 def heading(simulation: Simulation) -> str:
     """What was simulated, where."""
     chips = (
@@ -98,7 +126,11 @@ def terms(simulation: Simulation) -> str:
     scenario = simulation.scenario
     factor = f" x {scenario.fault_factor:g}" if scenario.fault_factor != 1 else ""
     faults = "no faults" if simulation.fault_profile == "none" else f"faults as of {simulation.fault_profile}{factor}"
-    replicas = f"; {count(len(simulation.tallies), 'replica')}, the first of which is shown over time" if len(simulation.tallies) > 1 else ""
+    replicas = (
+        f"; {len(simulation.tallies)} replicas: figures are medians over them, unless they are said to be of the first replica"
+        if len(simulation.tallies) > 1
+        else ""
+    )
     return f"at most {duration(scenario.horizon_s)} simulated; scenario {scenario.name}; {faults}; seed {scenario.seed}{replicas}"
 
 
@@ -129,21 +161,49 @@ def _progress(simulation: Simulation, time_s: Spread) -> str:
     num_done = sum(one.done for one in simulation.tallies)
     if 2 * num_done > len(simulation.tallies):
         return f"Done after {duration(wall_s)}, {num_done} of them within {duration(simulation.scenario.horizon_s)}; {ideal}."
-    share = quantile([one.steps / simulation.num_steps for one in simulation.tallies], 0.5)
-    return f"{percent(share)} of the training done in {duration(wall_s)}; all of it takes {duration(time_s.median)} at this pace, {ideal}."
+    steps = median_of(simulation, lambda one: one.steps)
+    share = percent(steps / simulation.num_steps)
+    if share == percent(1.0):
+        done = f"All but {count(round(simulation.num_steps - steps), 'step')} of" if steps < simulation.num_steps else "All"
+        return f"{done} {simulation.num_steps:,} steps done when time was up after {duration(wall_s)}; {ideal}."
+    return f"{share} of the training done in {duration(wall_s)}; all of it takes {duration(time_s.median)} at this pace, {ideal}."
 
 
 def interrupted(simulation: Simulation) -> str:
     """``through 419 interruptions, one every 3 h 5 min``."""
-    number = quantile([one.num_interruptions for one in simulation.tallies], 0.5)
-    wall_s = quantile([one.wall_s for one in simulation.tallies], 0.5)
-    return f"through {count(round(number), 'interruption')}, one every {duration(wall_s / number)}" if number >= 1 else "without an interruption"
+    number = num_interruptions(simulation)
+    return f"through {count(number, 'interruption')}, one every {duration(every_s(simulation))}" if number else "without an interruption"
+
+
+def num_interruptions(simulation: Simulation) -> int:
+    return round(median_of(simulation, lambda one: one.num_interruptions))
+
+
+def every_s(simulation: Simulation) -> float:
+    """Between two interruptions, so that times their number it is the wall time, both medians; 0 where there are none."""
+    number = num_interruptions(simulation)
+    return median_of(simulation, lambda one: one.wall_s) / number if number else 0.0
+
+
+def ordered_causes(simulation: Simulation) -> set[str]:
+    """Causes that are stops on purpose, not faults of hardware or software."""
+    profile = simulation.scenario.faults
+    told = {each.cause for each in profile.classes if each.effect is Effect.PLANNED} if isinstance(profile, FaultProfile) else set()
+    return told | {incident.cause for incident in simulation.incidents if incident.effect == Effect.PLANNED.value}
+
+
+def fault_counts(simulation: Simulation) -> tuple[int, int]:
+    """(interruptions by order or by the grid, faults of hardware and software of the whole machine), medians over replicas."""
+    planned = ordered_causes(simulation)
+    ordered: Callable[[Tally], float] = lambda one: sum(times for cause, times in one.interruptions.items() if cause in planned or cause not in one.faults)
+    faults: Callable[[Tally], float] = lambda one: sum(times for cause, times in one.faults.items() if cause not in planned)
+    return round(median_of(simulation, ordered)), round(median_of(simulation, faults))
 
 
 def figures(simulation: Simulation) -> list[tuple[str, str, str]]:
     """Key figures as (name, value, remark): medians over replicas, with their spread as the remark."""
     rows = [
-        _figure(simulation, "goodput", lambda one: one.goodput_fraction, percent, _useful(simulation)),
+        _goodput(simulation),
         _figure(simulation, "time to train", lambda one: one.time_to_train_s, duration, f"{duration(simulation.plan_s)} without any loss"),
         _figure(simulation, "interruptions", lambda one: float(one.num_interruptions), lambda value: f"{value:,.0f}", _every(simulation)),
         _figure(simulation, "tokens trained", lambda one: one.tokens, lambda value: format_quantity(value, "").strip(), _steps(simulation)),
@@ -154,7 +214,7 @@ def figures(simulation: Simulation) -> list[tuple[str, str, str]]:
 
 
 def _bill_figures(simulation: Simulation) -> list[tuple[str, str, str] | None]:
-    bill = simulation.first.bill
+    bill = median_bill(simulation)
     if bill is None:
         return []
     watts = lambda value: format_quantity(value, "W")
@@ -181,73 +241,99 @@ def _figure(
     return name, tell(found.median), "; ".join(filter(None, [ends, remark]))
 
 
-def _useful(simulation: Simulation) -> str:
-    return "useful steps over wall time" if simulation.first.steps else "of the time went into a step that was not done at the end, not lost yet"
+def _goodput(simulation: Simulation) -> tuple[str, str, str] | None:
+    """Where no step was done, none of the time was useful work: what went into one is told as that."""
+    if any(one.steps for one in simulation.tallies):
+        return _figure(simulation, "goodput", lambda one: one.goodput_fraction, percent, "useful steps over wall time")
+    under_way = percent(median_of(simulation, lambda one: one.goodput_fraction))
+    return "goodput", "none", f"no step was done; {under_way} of the time went into one that was not done at the end"
+
+
+def goodput_words(simulation: Simulation) -> str:
+    """For a title."""
+    return f"{percent(median_of(simulation, lambda one: one.goodput_fraction))} goodput" if any(one.steps for one in simulation.tallies) else "no step done"
 
 
 def _every(simulation: Simulation) -> str:
-    one = simulation.first
-    if not one.num_interruptions:
-        return "none of the faults stopped the job" if sum(one.faults.values()) else ""
-    return f"one every {duration(one.wall_s / one.num_interruptions)}; {count(sum(one.faults.values()), 'fault')} of the whole machine"
+    ordered, faults = fault_counts(simulation)
+    if not num_interruptions(simulation):
+        return "none of the faults stopped the job" if faults and not any(one.num_interruptions for one in simulation.tallies) else ""
+    stops = f"; {ordered:,} of them ordered or by the grid" if ordered else ""
+    return f"one every {duration(every_s(simulation))}{stops}; {count(faults, 'fault')} of hardware and software of the whole machine"
 
 
 def _steps(simulation: Simulation) -> str:
-    one = simulation.first
-    lost = f", {one.lost_steps:,} done twice" if one.lost_steps else ""
-    return f"{one.steps:,} of {simulation.num_steps:,} steps{lost}"
+    steps, twice = (round(median_of(simulation, figure)) for figure in (lambda one: one.steps, lambda one: one.lost_steps))
+    lost = f", {twice:,} done twice" if twice else ""
+    return f"{steps:,} of {simulation.num_steps:,} steps{lost}"
 
 
 def time_rows(simulation: Simulation) -> list[tuple[Cause, str, float, float, str]]:
-    """Where the time went, as (cause, label, seconds and fraction of the first replica, fraction over replicas in words)."""
-    first = simulation.first
-    wall = first.wall_s or 1.0
-    shares: Callable[[Tally, Cause], float] = lambda one, cause: (
-        (one.goodput_s if cause is Cause.PRODUCTIVE else one.badput_s.get(cause, 0.0)) / (one.wall_s or 1.0)
-    )
+    """Where the time went, as (cause, label, seconds and fraction, of replicas their medians, between which fractions 9 in 10 lie)."""
+    spent: Callable[[Tally, Cause], float] = lambda one, cause: one.goodput_s if cause is Cause.PRODUCTIVE else one.badput_s.get(cause, 0.0)
     rows = []
     for cause in (Cause.PRODUCTIVE, *BADPUT):
-        found = spread([shares(one, cause) for one in simulation.tallies])
-        if found.high or cause is Cause.PRODUCTIVE:
-            told = f"{percent(found.low)} to {percent(found.high)}" if found.num_values > 1 else ""
-            rows.append((cause, LABELS[cause], shares(first, cause) * wall, shares(first, cause), told))
+        shares = spread([spent(one, cause) / (one.wall_s or 1.0) for one in simulation.tallies])
+        if shares.high or cause is Cause.PRODUCTIVE:
+            seconds = quantile([spent(one, cause) for one in simulation.tallies], 0.5)
+            rows.append((cause, LABELS[cause], seconds, shares.median, between(shares, percent)))
     return rows
+
+
+def between(found: Spread, tell: Callable[[float], str]) -> str:
+    """Where 9 in 10 lie: ``10.4 % to 10.9 %``; nothing of one replica."""
+    return f"{tell(found.low)} to {tell(found.high)}" if found.num_values > 1 else ""
+
+
+def time_total(simulation: Simulation) -> tuple[float, str]:
+    """(wall time, what it is to the rows above)."""
+    wall_s = median_of(simulation, lambda one: one.wall_s)
+    return wall_s, "the sum of the above, exactly" if len(simulation.tallies) == 1 else "the median too: medians need not add up; in each replica the times do"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CauseRow:
-    """Interruptions of one cause: how many, over replicas, and what those of the first replica cost."""
+    """Interruptions of one cause: how many, of replicas their medians and where 9 in 10 lie (``over``), and what those of the first replica cost.
+
+    ``num_faults``: of the whole machine; None of stops on purpose, which are none. ``is_met``: whether it stopped the job in any replica.
+    """
 
     cause: str
     number: int
-    mean: float
+    over: str
     fraction: float
-    num_faults: int
+    num_faults: int | None
     lost_s: float
     downtime_s: float
+    is_met: bool
 
 
 def cause_rows(simulation: Simulation) -> list[CauseRow]:
     """Most frequent first; causes that stopped the job, and those that only struck nodes it did not use."""
-    first, total = simulation.first, max(1, simulation.first.num_interruptions)
+    planned = ordered_causes(simulation)
     costs: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for incident in simulation.incidents:
         costs[incident.cause][0] += incident.lost_s
         costs[incident.cause][1] += incident.downtime_s
-    names = {*first.interruptions, *first.faults, *(cause for one in simulation.tallies for cause in one.interruptions)}
-    rows = [
-        CauseRow(
-            cause=name,
-            number=first.interruptions.get(name, 0),
-            mean=sum(one.interruptions.get(name, 0) for one in simulation.tallies) / len(simulation.tallies),
-            fraction=first.interruptions.get(name, 0) / total,
-            num_faults=first.faults.get(name, 0),
-            lost_s=costs[name][0],
-            downtime_s=costs[name][1],
+    met, struck = (
+        sum((Counter(each) for each in found), Counter()) for found in zip(*((one.interruptions, one.faults) for one in simulation.tallies), strict=True)
+    )
+    rows = []
+    for name in {*met, *struck}:
+        times = spread([one.interruptions.get(name, 0) for one in simulation.tallies])
+        rows.append(
+            CauseRow(
+                cause=name,
+                number=round(times.median),
+                over=between(times, lambda value: f"{value:,.0f}"),
+                fraction=quantile([one.interruptions.get(name, 0) / max(1, one.num_interruptions) for one in simulation.tallies], 0.5),
+                num_faults=None if name in planned or name not in struck else round(quantile([one.faults.get(name, 0) for one in simulation.tallies], 0.5)),
+                lost_s=costs[name][0],
+                downtime_s=costs[name][1],
+                is_met=name in met,
+            )
         )
-        for name in names
-    ]
-    return sorted(rows, key=lambda row: (-row.number, -row.mean, -row.num_faults, row.cause))
+    return sorted(rows, key=lambda row: (-row.number, -met[row.cause], -(row.num_faults or 0), row.cause))
 
 
 def cause_name(cause: str) -> str:
@@ -260,14 +346,14 @@ def standstills(simulation: Simulation) -> str:
     told, number = len(simulation.incidents), simulation.first.num_interruptions
     if told >= number:
         return ""
-    return f"{count(number, 'interruption')} in {count(told, 'standstill')}: a fault that strikes while the job stands already is told with the one before it."
+    where = "In the first replica " if len(simulation.tallies) > 1 else ""
+    return f"{where}{count(number, 'interruption')} in {count(told, 'standstill')}: a fault that strikes while the job stands already is told with the one before it."
 
 
 def rate_words(simulation: Simulation) -> str:
     """How often the job was interrupted, in the unit that operators publish."""
-    one = simulation.first
-    node_days = simulation.num_job_nodes * one.wall_s / _DAY_S
-    return f"{1000 * one.num_interruptions / node_days:.3g} interruptions in 1,000 node-days" if node_days else ""
+    node_days = simulation.num_job_nodes * median_of(simulation, lambda one: one.wall_s) / _DAY_S
+    return f"{1000 * num_interruptions(simulation) / node_days:.3g} interruptions in 1,000 node-days" if node_days else ""
 
 
 def costliest(simulation: Simulation, most: int = 12) -> list[SimulatedIncident]:
@@ -308,15 +394,24 @@ def parts_words(incident: SimulatedIncident) -> str:
 
 
 def node_rows(simulation: Simulation) -> list[tuple[NodeState, str, float, str]]:
-    """(state, label, mean number of nodes, meaning) of states that occur."""
-    one = simulation.first
-    wall = one.wall_s or 1.0
-    return [(state, label, one.node_s[state] / wall, meaning) for state, (label, meaning) in STATES.items() if one.node_s.get(state)]
+    """(state, label, mean number of nodes, of replicas the median of theirs, meaning) of states that occur."""
+    found = {state: spread([one.node_s.get(state, 0.0) / (one.wall_s or 1.0) for one in simulation.tallies]) for state in STATES}
+    return [(state, label, found[state].median, meaning) for state, (label, meaning) in STATES.items() if found[state].high]
+
+
+def node_over(simulation: Simulation, state: NodeState) -> str:
+    """Between which mean numbers 9 replicas in 10 lie."""
+    return between(spread([one.node_s.get(state, 0.0) / (one.wall_s or 1.0) for one in simulation.tallies]), lambda value: f"{value:,.1f}")
+
+
+def money_over(simulation: Simulation, name: str) -> str:
+    """Between which costs of a class 9 replicas in 10 lie."""
+    return between(spread([one.bill.parts_usd.get(name, 0.0) for one in simulation.tallies if one.bill is not None]), money)
 
 
 def money_rows(simulation: Simulation) -> list[tuple[str, float, float, str]]:
-    """(class, dollars, fraction, meaning), largest first."""
-    bill = simulation.first.bill
+    """(class, dollars, of replicas their median, fraction of these, meaning), largest first."""
+    bill = median_bill(simulation)
     if bill is None or not bill.parts_usd:
         return []
     total = sum(bill.parts_usd.values()) or 1.0
@@ -325,8 +420,8 @@ def money_rows(simulation: Simulation) -> list[tuple[str, float, float, str]]:
 
 
 def bill_rows(simulation: Simulation) -> list[tuple[str, str]]:
-    """(figure, words) of power, energy, carbon and money."""
-    bill = simulation.first.bill
+    """(figure, words) of power, energy, carbon and money; of replicas the medians."""
+    bill = median_bill(simulation)
     if bill is None:
         return []
     watts = lambda value: format_quantity(value, "W")
@@ -364,8 +459,7 @@ def mfu_rows(simulation: Simulation) -> list[tuple[str, str]]:
     if not simulation.model_flop_per_token or not simulation.peak_flop_per_s:
         return []
     planned = simulation.model_flop_per_token * simulation.tokens_per_step / simulation.step_s / simulation.peak_flop_per_s
-    one = simulation.first
-    real = simulation.model_flop_per_token * one.tokens / (one.wall_s or 1.0) / simulation.peak_flop_per_s
+    real = simulation.model_flop_per_token * median_of(simulation, lambda one: one.tokens / (one.wall_s or 1.0)) / simulation.peak_flop_per_s
     return [("MFU", f"{percent(planned)} of a step, {percent(real)} over all the time")]
 
 

@@ -26,6 +26,7 @@ from colossus.report.record import (
     Timeline,
 )
 from colossus.spec.causes import BADPUT, Cause
+from colossus.spec.errors import RunError
 from colossus.spec.event import KINDS, Event, read_events
 from colossus.spec.machine import How
 from colossus.spec.run import Run
@@ -48,9 +49,13 @@ def summarize(events: Iterable[Event], *, how: How = How.MEASURED) -> Report:
 
 
 def summarize_run(run: Run) -> Report:
-    """The report of a run's or a simulation's folder as it stands."""
-    how = How.SIMULATED if run.is_simulation else How.MEASURED
-    return summarize(read_events(run.events) if run.events.exists() else [], how=how)
+    """The report of a run's folder as it stands, or of a simulation's; a run's may have no events yet, a simulation's are written at once."""
+    if not run.is_simulation:
+        return summarize(read_events(run.events) if run.events.exists() else [])
+    if not run.events.exists() or not run.events.stat().st_size:
+        what = "is empty" if run.events.exists() else "does not exist"
+        raise RunError(f"{run.events} {what}: the simulation has no events to read", hint="simulate it again; the same seed gives the same events")
+    return summarize(read_events(run.events), how=How.SIMULATED)
 
 
 class _Summary:

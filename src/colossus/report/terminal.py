@@ -8,6 +8,7 @@ from colossus.report import svg, words
 from colossus.report.plot_text import line_plot
 from colossus.report.record import Report
 from colossus.spec.causes import Cause
+from colossus.spec.machine import How
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -36,10 +37,12 @@ def render(report: Report, *, width: int = 96, paths: dict[str, str] | None = No
         line = "; ".join(f"{name} {value}" for name, value in words.checkpoint_rows(report))
         parts.append(Text.assemble(("\ncheckpoints  ", "bold"), line))
     if report.planned:
-        parts += [Text("\nplanned against measured", style="bold"), planned_table(report)]
+        parts += [Text(f"\nplanned against {report.how.value}", style="bold"), planned_table(report)]
         if report.planned_source:
             parts.append(Text("Parts are of one step that was profiled; the step is the median of all.", style="dim"))
     parts += [Text(f"• {note}") for note in words.notes(report)]
+    if report.how is How.SIMULATED:
+        parts.append(Text(words.provenance(report), style="dim"))
     if paths:
         parts += [Text("\nartefacts", style="bold"), pairs_table(list(paths.items()))]
     return Group(*parts)
@@ -95,7 +98,7 @@ def planned_table(report: Report) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name, justify in (("", "left"), ("planned", "right"), ("measured", "right"), ("ratio", "right"), ("", "left")):
+    for name, justify in (("", "left"), ("planned", "right"), (report.how.value, "right"), ("ratio", "right"), ("", "left")):
         table.add_column(name, justify=justify, no_wrap=name != "")  # type: ignore[arg-type]
     for row in report.planned:
         table.add_row(*words.planned_cells(row), style="dim" if row.is_part else None)

@@ -55,7 +55,12 @@ def describe_layout(layout: object) -> str:
 
 
 def verdict(report: Report) -> str:
-    """One sentence: how it ended, how far, what was learned, what it survived, how well the time was used."""
+    """One sentence: whether it was only simulated, how it ended, how far, what was learned, what it survived, how well the time was used."""
+    told = _verdict(report)
+    return told if report.how is How.MEASURED else f"{report.how.value.capitalize()}: {told[0].lower()}{told[1:]}"
+
+
+def _verdict(report: Report) -> str:
     if report.status is Status.EMPTY:
         return "No events yet."
     parts = [f"{_VERBS[report.status]} after {_steps(report)} in {duration(report.wall_s)}"]
@@ -186,7 +191,7 @@ def checkpoint_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def planned_cells(row: PlannedRow) -> list[str]:
-    """name, planned, measured, ratio, remark."""
+    """name, planned, measured (or simulated), ratio, remark."""
     ratio = "–" if row.ratio is None else f"{row.ratio:.2f} x"
     ends = "" if row.lower is None or row.upper is None else f"{_quantity(row.lower, row.unit)} to {_quantity(row.upper, row.unit)} expected"
     remark = ends if row.is_as_planned else f"outside the {ends}"
@@ -206,12 +211,21 @@ def _quantity(value: float | None, unit: str) -> str:
 def planned_advice(report: Report) -> str | None:
     """What to do where the step took another time than was planned."""
     step = next((row for row in report.planned if row.name == "step"), None)
+    if report.how is not How.MEASURED:
+        return None
     if step is None or step.is_as_planned or step.ratio is None:
         return None
     return (
         f"A step took {step.ratio:.2f} x its plan ({report.planned_source}). `colossus calibrate RUN` makes the next plan of this machine its own; "
         "`colossus machine --measure` measures it anew, best while nothing else runs."
     )
+
+
+def provenance(report: Report) -> str:
+    """What the figures rest on."""
+    if report.how is How.SIMULATED:
+        return "Every figure here is simulated: no machine did what events.jsonl tells."
+    return f"All times and losses are {report.how.value}, from events.jsonl."
 
 
 def notes(report: Report) -> list[str]:

@@ -60,7 +60,9 @@ def format_quantity(value: float, base: str, *, binary: bool = False) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """``format_duration(3725) == "1 h 2 min"``; three significant digits below a minute."""
+    """``format_duration(3725) == "1 h 2 min"``; three significant digits below a minute, nothing exact beyond 1,000 years."""
+    if seconds > 1000 * 365.25 * 86400:
+        return "> 1,000 years"
     if seconds < 1:
         return f"{seconds * 1e3:.3g} ms"
     if seconds < 60:
