@@ -125,7 +125,7 @@ def test_what_the_guide_quotes_is_what_is_said(capsys, monkeypatch, tmp_path):
     [command] = re.findall(r"^    colossus (train .+twin:.+)$", text, re.MULTILINE)
     monkeypatch.chdir(ROOT)
     code, out, err = call(capsys, monkeypatch, *shlex.split(command), "--runs", tmp_path)
-    [quoted] = re.findall(r"^    (Done after .+)$", text, re.MULTILINE)
+    [quoted] = re.findall(r"^    (Simulated: done after .+)$", text, re.MULTILINE)
     assert code == 0 and quoted in out, out
     [site] = re.findall(r"```toml\n(.+?)```", text, re.DOTALL)
     (tmp_path / "ours.toml").write_text(site)
