@@ -39,7 +39,7 @@ def command(first: Path, second: Path | None, as_json: bool) -> None:
     console.print(render(comparison, names=(run.folder.name, other.folder.name)))
     real = run if not run.is_simulation else other
     for line in advice(comparison, str(real.folder)):
-        console.print(line)
+        console.print(line, soft_wrap=True)  # a command that is copied stays whole
 
 
 def _twin_of(run: Run) -> Run:
