@@ -159,6 +159,7 @@ def test_each_kind_of_fault_at_each_point_of_a_runs_life(cause: str, at_s: float
         check_steps(driven, num_steps=200, most_lost=ram_steps())
 
 
+@pytest.mark.slow
 def test_ten_thousand_faults() -> None:
     """All kinds, on both ranks and two standbys, some together, many while the last one is being mended."""
     faults = storm(10_000, seed=1, mean_s=12.0)

@@ -133,6 +133,7 @@ def goodput_gain(before: Scenario, after: Scenario, num_replicas: int = 24) -> t
     return mean(told[1]) - mean(told[0]), sqrt((variance(told[0]) + variance(told[1])) / num_replicas)
 
 
+@pytest.mark.slow
 @given(RECOVERIES, MEMORIES, st.floats(0.5, 2.0), st.floats(1.3, 3.0))
 @settings(max_examples=8, deadline=None)
 def test_more_faults_never_raise_expected_goodput(recovery: str, memory: str, factor: float, more: float) -> None:

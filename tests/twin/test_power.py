@@ -105,6 +105,7 @@ def test_without_limits_nothing_is_limited():
     assert power().limits(HORIZON_S, rng()) == []
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.floats(60e6, 140e6), st.floats(60e6, 140e6), st.floats(0.05, 0.95))
 def test_a_lower_cap_never_raises_mean_power_and_is_kept(one, other, compute):

@@ -25,6 +25,7 @@ EFFORT = {"llama-3-count": 0.1, "rsc-1-mttf-1024": 1.0, "rsc-1-mttf-16384": 1.0,
 FEW = 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_published(row: Row) -> None:
     found = row.measure(EFFORT.get(row.name, FEW))
@@ -92,6 +93,7 @@ def lemons_seen(days: int, drain: str, replicas: int) -> list[float]:
     return [tally.num_interruptions / (days * 2.048) for tally in tallies]
 
 
+@pytest.mark.slow
 def test_lemons_stay_lemons() -> None:
     """Fitted: with its lemons in and out of repair RSC-1 has the 6.5 failures per 1,000 node-days that were counted, all through."""
     seen = lemons_seen(60, '"off"', 60)
@@ -104,6 +106,7 @@ def test_draining_lemons_leaves_the_rate_of_good_nodes() -> None:
     assert drained == pytest.approx(6.5 * log(1 - 0.04) / log(1 - 0.14), rel=0.1)
 
 
+@pytest.mark.slow
 def test_llama_3_with_its_lemons_keeps_its_count() -> None:
     """Fitted: its 419, without the causes that the table has no row for and slow nodes; its correlated faults come as often and as large as they were counted."""
     settings = ('horizon_s="54 d"', 'faults="llama-3-full"', 'age_s="180 d"')
