@@ -143,7 +143,7 @@ def test_nodes_draw_in_training_what_was_measured(machine, node_w):
     """8 H100 alone drew 7150 W on average in MLPerf's LoRA of Llama 2 70B (fact-074), whether their full load is a maker's or was measured."""
     found = colossus.plan("llama-3-8b", machine, chips=8, sequences=64, tokens=1e9)
     site = load_machine(machine).site
-    assert found.best.power_w / site.pue.value - 8 * site.network_w_per_chip.value == pytest.approx(node_w, rel=0.02)
+    assert found.best.power_w / site.pue.value - 8 * site.network_w_per_chip.value == pytest.approx(node_w, rel=0.01)
 
 
 def test_equal_questions_have_byte_equal_answers():

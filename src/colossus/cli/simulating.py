@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 _PLAN_NAMES = ("chips", "precision", "program", "sequences", "sequence_tokens", "tokens")
 _OF_JOB = "job."
 _HERE = "this"
-# More nodes than any site will have; nodes of a simulation are numbered in memory.
-_MOST_NODES = 4_000_000
 # Below such a use of the chips, or above such a batch, useful work alone would mislead.
 _LOW_MFU, _MANY_TOKENS = 0.2, 100e6
 # Of a machine's nodes, how many are proposed to be spare.
@@ -85,13 +83,14 @@ def _check_machine(name: str) -> None:
     """Before layouts of it are searched, which takes time and memory with its size."""
     from colossus.catalog.machines import load_machine
     from colossus.spec.errors import CatalogError, Problem, SpecError
+    from colossus.spec.scenario import MOST_NODES
 
     if name == _HERE:
         raise CatalogError("'this' is no machine of the catalog", hint="the twin of this machine plays whole runs: colossus train JOB --on twin:this")
     machine = load_machine(name)
-    if machine.num_nodes > _MOST_NODES:
-        rule = f"has {machine.num_nodes:,} nodes, more than the {_MOST_NODES:,} that a simulation plays"
-        raise SpecError("simulate", [Problem(path="--on", value=name, rule=rule, hint=f"at most {_MOST_NODES * machine.node.num_chips:,} such chips")])
+    if machine.num_nodes > MOST_NODES:
+        rule = f"has {machine.num_nodes:,} nodes, more than the {MOST_NODES:,} that a simulation plays"
+        raise SpecError("simulate", [Problem(path="--on", value=name, rule=rule, hint=f"at most {MOST_NODES * machine.node.num_chips:,} such chips")])
 
 
 def _of_spares(question: Question, workload: Workload, scenario: Scenario) -> Iterator[str]:

@@ -12,6 +12,8 @@ from colossus.spec.units import format_duration
 SMALL_OVERHEAD_FRACTION = 0.01
 # Work that nobody wants to lose even on a machine that hardly ever fails, as long as saving costs no more than the above.
 LONGEST_INTERVAL_S = 600.0
+# Where no interval is given the first save to disk comes early, because one must be measured before an interval can be chosen.
+FIRST_SAVE_STEP = 10
 # What the prior is worth against failures seen. Small, since machines differ in it by orders of magnitude.
 PRIOR_FAILURES = 1e-3
 

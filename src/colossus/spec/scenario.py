@@ -19,6 +19,8 @@ Degrees = Annotated[float, Field(ge=0), at_most(60, "60 degrees either way, more
 Moving = Annotated[BytesPerS, at_least(1, "1 B/s, or nothing is ever saved")]
 # What one replica draws at most, so that it fits into memory and ends within minutes.
 MOST_EVENTS = 3_000_000
+# Nodes of a simulation: a byte and a place in a list each.
+MOST_NODES = 4_000_000
 _YEAR_S = 365.25 * 86400.0
 
 

@@ -28,8 +28,6 @@ from colossus.train.ram import RamTier
 from colossus.train.step import REQUESTS
 from colossus.train.tracking import Trackers
 
-# The first save to disk comes early, because the policy needs a measured save before it can choose an interval.
-_FIRST_SAVE_STEP = 10
 # Which step of a session is profiled: past the first ones, before a first checkpoint.
 _PROFILED_STEP = 6
 
@@ -176,7 +174,7 @@ class Loop:
         ahead = self._step + 1
         if self._setup.disk.busy or ahead >= self._setup.job.num_steps:
             return False
-        interval = self._disk_interval or _FIRST_SAVE_STEP
+        interval = self._disk_interval or checkpoint_policy.FIRST_SAVE_STEP
         if ahead - self._asked_disk_step < interval:
             return False
         self._asked_disk_step = ahead

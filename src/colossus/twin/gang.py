@@ -16,8 +16,7 @@ from colossus.policy import checkpoint as policy
 if TYPE_CHECKING:
     from colossus.twin.engine import TwinEngine, TwinWorker
 
-_FIRST_SAVE_STEP = 10
-_PROFILED_STEP = 6
+_PROFILED_STEP = 6  # as train/loop.py, which a twin may not import
 # Ranks that each say for themselves what they do.
 _VOICES = 64
 _FINE = 1e-4
@@ -167,7 +166,7 @@ class Gang:
         later = bisect_right(script.halt_steps, self.step)
         if later < len(script.halt_steps):
             ends.append(script.halt_steps[later])
-        due = self._asked_disk + (self._disk_steps or _FIRST_SAVE_STEP)
+        due = self._asked_disk + (self._disk_steps or policy.FIRST_SAVE_STEP)
         busy_s = self._busy_until_s - self.engine.now_s()
         ends.append(max(due, self.step + 1, self.step + ceil(busy_s / script.step_s)))
         return min(ends) - self.step
@@ -224,7 +223,7 @@ class Gang:
         """Decided before the step that it follows, at ``at_s``, as the leader does."""
         if at_s < self._busy_until_s or step >= self.script.num_steps:
             return False
-        if step - self._asked_disk < (self._disk_steps or _FIRST_SAVE_STEP):
+        if step - self._asked_disk < (self._disk_steps or policy.FIRST_SAVE_STEP):
             return False
         self._asked_disk = step
         return True

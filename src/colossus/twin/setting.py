@@ -11,15 +11,13 @@ from colossus.spec.errors import Problem, SpecError
 from colossus.spec.faults import Effect, FaultClass, FaultProfile, Unit
 from colossus.spec.job import RecoverySpec
 from colossus.spec.machine import Machine
-from colossus.spec.scenario import Recovery, Scenario, Tier
+from colossus.spec.scenario import MOST_NODES, Recovery, Scenario, Tier
 from colossus.twin.faults import Grounds, is_of_job, place_of, rate_per_s
 from colossus.twin.progress import Pace
 from colossus.twin.streams import slowest_of
 from colossus.twin.workload import Workload
 
 _NEVER_S = 1e15
-# A byte and a place in a list each.
-MOST_NODES = 4_000_000
 # What an interruption by the site's power is called.
 GRID = "grid"
 # A twin's faults are diagnosed: they are of chips and cables, and no reason to give the program up.
