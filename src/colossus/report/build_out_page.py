@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from html import escape
-from importlib.resources import files
 
 from colossus.report import build_out_words as words
 from colossus.report import svg
 from colossus.report.plan_words import money, short_count
+from colossus.report.shell import document
 from colossus.report.svg import Chart, Series
 from colossus.spec.build_out import BuildOut
 from colossus.spec.units import format_quantity
@@ -32,11 +32,7 @@ def page(site: BuildOut) -> str:
         _section("Sources of power", _table(words.SUPPLY_HEADER, words.supply_rows(site))),
         f"<footer>{escape(' '.join(site.notes))} {escape(_FOOTER)}</footer>",
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape(site.name)}</title>'
-        f"<style>\n{_style()}{_asset('page.css')}</style></head>\n<body><main>\n{chr(10).join(filter(None, sections))}\n</main></body></html>\n"
-    )
+    return document(site.name, ("page.svg.css", "page.build_out.css", "page.css"), sections)
 
 
 _COMPARED = (
@@ -189,11 +185,3 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = ("".join(f'<td data-name="{escape(name)}">{escape(cell)}</td>' for name, cell in zip(header, row, strict=True)) for row in rows)
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     return f'<div class="scroll"><table class="rows"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _style() -> str:
-    return _asset("page.svg.css") + _asset("page.build_out.css")
-
-
-def _asset(name: str) -> str:
-    return files("colossus.report").joinpath(name).read_text(encoding="utf-8")

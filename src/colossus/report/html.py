@@ -11,6 +11,7 @@ from importlib.resources import files
 
 from colossus.report import charts, svg, words
 from colossus.report.record import Report, Status
+from colossus.report.shell import document
 from colossus.spec.causes import MEANINGS
 from colossus.spec.errors import ColossusError
 from colossus.spec.machine import Figure, How, Machine
@@ -37,11 +38,8 @@ def page(report: Report, run: Run | None = None) -> str:
         *(_folder(run) if run else ()),
         f"<footer>{_provenance(report)}</footer>",
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>\n{_asset("page.svg.css")}{_asset("page.causes.css")}{_asset("page.css")}</style></head>\n'
-        f'<body><main>\n{chr(10).join(filter(None, sections))}\n</main><div id="tip" aria-hidden="true"></div><script>\n{_asset("page.js")}</script></body></html>\n'
-    )
+    script = f'<div id="tip" aria-hidden="true"></div><script>\n{_asset("page.js")}</script>'
+    return document(title, ("page.svg.css", "page.causes.css", "page.css"), sections, script)
 
 
 def _asset(name: str) -> str:

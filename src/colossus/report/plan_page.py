@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 
 from colossus.report import roofline as roofs
-from colossus.report.picture import Picture, scoped, style
+from colossus.report.picture import Picture, scoped
 from colossus.report.plan_plots import Swing, pictures
 from colossus.report.plan_words import OPTION_HEADER, count, option_cells, rows, size, verdict
 from colossus.report.roofline import Roofline
+from colossus.report.shell import document
 from colossus.spec.answer import Answer, Choice
 from colossus.spec.units import format_quantity
 
@@ -42,11 +42,7 @@ def page(
         _section("The best layouts", _layouts(answer)),
         f"<footer>{escape(' '.join(note[0].upper() + note[1:] + '.' for note in answer.notes))} Every figure is estimated in closed form.</footer>",
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape(answer.model)} on {escape(answer.machine)}</title>'
-        f"<style>\n{style()}{_asset('page.css')}</style></head>\n<body><main>\n{chr(10).join(sections)}\n</main></body></html>\n"
-    )
+    return document(f"{answer.model} on {answer.machine}", ("page.svg.css", "page.plan.css", "page.css"), sections)
 
 
 def answer_section(answer: Answer) -> str:
@@ -87,7 +83,3 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{body}</section>"
-
-
-def _asset(name: str) -> str:
-    return files("colossus.report").joinpath(name).read_text(encoding="utf-8")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 import tomli_w
 
 from colossus.report import simulation_words as words
-from colossus.report.picture import style
 from colossus.report.plan_words import money
+from colossus.report.shell import document
 from colossus.report.simulation_plots import SHEETS, SIZES, Plot, plots
 from colossus.report.words import count, duration, percent
 from colossus.spec.causes import MEANINGS
@@ -43,15 +42,7 @@ def page(simulation: Simulation) -> str:
         f"<footer>{_foot(simulation)}</footer>",
     ]
     title = f"{words.heading(simulation)}: {words.goodput_words(simulation)}, simulated"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>\n{style(SHEETS)}{_asset("page.css")}</style></head>\n'
-        f"<body><main>\n{chr(10).join(filter(None, sections))}\n</main></body></html>\n"
-    )
-
-
-def _asset(name: str) -> str:
-    return files("colossus.report").joinpath(name).read_text(encoding="utf-8")
+    return document(title, (*SHEETS, "page.css"), sections)
 
 
 def _text(told: str) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 
 from colossus.report import simulation_sweep as sweeps
 from colossus.report import svg
 from colossus.report.grid import CHARACTER
-from colossus.report.picture import style
+from colossus.report.shell import document
 from colossus.report.simulation_plots import SHEETS, SIZES, Drawn, Plot
 from colossus.report.simulation_sweep import Objective, Point
 
@@ -136,14 +135,12 @@ def page(title: str, terms: str, dims: Sequence[str], points: Sequence[Point], o
         "Every point meets the same seeds, so that differences are due to what was varied as far as the rules allow. "
         "Against the best: the mean difference over replicas, paired by seed; it may be chance where Student's t at 5 %, shared over all comparisons, cannot tell."
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}: sweep</title><style>\n{style(SHEETS)}'
-        f"{files('colossus.report').joinpath('page.css').read_text(encoding='utf-8')}</style></head>\n<body><main>"
+    head = (
         f'<header><div class="head"><h1>{escape(title)}</h1><span class="pill done">simulated</span></div>'
-        f'<p class="verdict">{escape(sweeps.verdict(dims, points, objective))}</p><p class="when">{escape(terms)}</p></header>\n{pictured}\n'
-        f"{_section('All points, best first', _table(sweeps.header(dims, points, objective), rows))}\n<footer>{escape(note)}</footer>\n</main></body></html>\n"
+        f'<p class="verdict">{escape(sweeps.verdict(dims, points, objective))}</p><p class="when">{escape(terms)}</p></header>'
     )
+    table = _section("All points, best first", _table(sweeps.header(dims, points, objective), rows))
+    return document(f"{title}: sweep", (*SHEETS, "page.css"), [head, pictured, table, f"<footer>{escape(note)}</footer>"])
 
 
 def _section(title: str, body: str) -> str:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html import escape
-from importlib.resources import files
 
 from colossus.report import svg, words
+from colossus.report.picture import style
 from colossus.report.scatter import Axis, Cloud, Dot, Scatter, draw
+from colossus.report.shell import document
 from colossus.report.validation import RowData, Table, ValidationData, signed, step_cells, tables, verdict
 
 _BAND = (0.9, 1.1)
@@ -28,12 +29,12 @@ def picture(data: ValidationData) -> str:
         f"by {words.percent(whole['p90_error_fraction'])} at the 90th percentile",
     ]
     scatter = replace(against_measured(data), notes=notes)
-    return draw(scatter, width=900, height=600, key="validation", style=_style("page.svg.css", "page.scatter.css")) + "\n"
+    return draw(scatter, width=900, height=600, key="validation", style=style(("page.svg.css", "page.scatter.css"))) + "\n"
 
 
 def pictures(data: ValidationData) -> list[tuple[str, str]]:
     """(name, picture on its own): estimated against measured by accelerator, and their ratio by group."""
-    ratio = draw(ratios(data), width=900, height=420, key="ratios", style=_style("page.svg.css", "page.scatter.css")) + "\n"
+    ratio = draw(ratios(data), width=900, height=420, key="ratios", style=style(("page.svg.css", "page.scatter.css"))) + "\n"
     return [("validation", picture(data)), ("ratios", ratio)]
 
 
@@ -52,11 +53,7 @@ def page(data: ValidationData) -> str:
         "<footer>Measured: as published, each run from its own source. Estimated: in closed form, with the coefficients under catalog/measured. "
         "The interval is the 5th to 95th percentile of measured over estimated time of the program's runs.</footer>",
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><title>Colossus: estimated against measured</title>'
-        f"<style>\n{_style('page.svg.css', 'page.css', 'page.scatter.css')}</style></head>\n<body><main>\n{chr(10).join(filter(None, sections))}\n</main></body></html>\n"
-    )
+    return document("Colossus: estimated against measured", ("page.svg.css", "page.css", "page.scatter.css"), sections)
 
 
 def against_measured(data: ValidationData) -> Scatter:
@@ -163,7 +160,3 @@ def _table(table: Table) -> str:
     body = "".join("<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, css, strict=True)) + "</tr>" for row in table.rows)
     note = f'<p class="soft">{escape(table.note)}</p>' if table.note else ""
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
-
-
-def _style(*names: str) -> str:
-    return "".join(files("colossus.report").joinpath(name).read_text(encoding="utf-8") for name in names)
