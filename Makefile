@@ -55,8 +55,8 @@ gallery: .venv/.installed
 
 # Renews the lock files from pyproject.toml.
 lock: .venv/bin/uv
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --extra data --extra parquet --extra png --extra tensorboard pyproject.toml -o requirements/run.lock
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --extra data --extra parquet --extra png --extra tensorboard --group dev pyproject.toml -c requirements/run.lock -o requirements/dev.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --extra chat --extra data --extra parquet --extra png --extra tensorboard pyproject.toml -o requirements/run.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --extra chat --extra data --extra parquet --extra png --extra tensorboard --group dev pyproject.toml -c requirements/run.lock -o requirements/dev.lock
 
 clean:
 	rm -rf .venv runs

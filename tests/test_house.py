@@ -33,12 +33,13 @@ FLOORS: dict[str, set[str]] = {
     "nn": {"spec"},
     "train": {"nn", "policy", "spec"},
     "serve": {"nn", "policy", "spec"},
+    "serve": {"nn", "policy", "spec"},
     "agent": {"policy", "spec"},
     "engine": {"policy", "catalog", "spec"},
 }
 TOP = {"cli", "web"}
 # A process of its own, started by the engine: its stderr is its log.
-PROGRAMS = {"train/worker.py"}
+PROGRAMS = {"train/worker.py", "serve/worker.py"}
 NO_JAX = ("spec", "catalog", "policy", "report", "estimate", "plan", "twin")
 JAX_NAMES = {"jax", "jaxlib", "optax", "orbax", "flax"}
 UNIT_SUFFIXES = (
