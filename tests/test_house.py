@@ -33,7 +33,6 @@ FLOORS: dict[str, set[str]] = {
     "nn": {"spec"},
     "train": {"nn", "policy", "spec"},
     "serve": {"nn", "policy", "spec"},
-    "serve": {"nn", "policy", "spec"},
     "agent": {"policy", "spec"},
     "engine": {"policy", "catalog", "spec"},
 }
