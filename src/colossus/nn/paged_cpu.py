@@ -25,7 +25,7 @@ _UNIT = 32  # what model_dim, ffn_dim and the heads' width must be a multiple of
 _GROUPS = (64, 32)  # inputs that share a scale with int8, the largest that divides
 
 
-def why_not(card: ModelCard, dtype: Any) -> str | None:
+def why_not(card: ModelCard) -> str | None:
     """What keeps the kernels from computing this card, None if nothing does."""
     if target.platform() != "cpu":
         return f"they are for CPUs, not {target.platform()}"
@@ -72,7 +72,12 @@ class KernelDecoder:
 
 
 def kernel_decoder(params: Params, card: ModelCard, *, weight_dtype: Any = jnp.float32, cache_dtype: Any = jnp.float32) -> KernelDecoder:
-    """Packs the weights of ``params`` (arrays of numpy or JAX); the embedding keeps float32, or bfloat16 with smaller weights."""
+    """Packs the weights of ``params`` (arrays of numpy or JAX); the embedding keeps float32, or bfloat16 with smaller weights.
+
+    Only where ``why_not`` has nothing to say.
+    """
+    if (reason := why_not(card)) is not None:
+        raise ValueError(f"the compiled kernels cannot serve this model: {reason}")
     dtype = jnp.dtype(weight_dtype)
     layers, d = params["layers"], card.model_dim
     wide = jnp.float32 if dtype == jnp.float32 else jnp.bfloat16
