@@ -1,6 +1,7 @@
 // The whole decoder over a paged cache in one call, and products with packed weights: what serving on a CPU spends its time in.
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "crew.h"
 #include "paged.h"
@@ -42,18 +43,14 @@ class Arena {
   float* at_;
 };
 
-long strip_width(Kind kind) { return kind == Kind::int8 ? MRQ : MRP; }
-
 // Floats that strips of `count` rows of `inputs` need.
-long strips_size(long count, long inputs) {
-  const long rows = round_up(count, MRP) + round_up(count, MRQ) + MRP;
-  return rows * inputs + 2 * rows * (inputs / 16) + 64;
-}
+long strips_size(long count, long inputs) { return (count + MRP) * (inputs + 2 * (inputs / 16) + VL) + 256; }
 
 Strips strips_of(const Panels& w, long count, float* memory) {
-  Strips s{w.kind, count, w.inputs, w.group, strip_width(w.kind), memory, nullptr, nullptr, nullptr};
+  const long most = w.kind == Kind::int8 ? MRQ : MRP, strips = (count + most - 1) / most;
+  Strips s{w.kind, count, w.inputs, w.group, strips, (count + strips - 1) / strips, memory, nullptr, nullptr, nullptr};
   if (w.kind == Kind::int8) {
-    const long rows = s.strips() * s.width;
+    const long rows = s.strips * s.width;
     Arena arena(memory);
     s.bytes = arena.take<int8_t>(rows * w.inputs);
     s.scales = arena.take<float>(rows * w.groups());
@@ -62,20 +59,10 @@ Strips strips_of(const Panels& w, long count, float* memory) {
   return s;
 }
 
-// Fills strips from f(row) -> pointer to its `inputs` floats, given a row's worth of memory.
-template <class F>
-void fill(Crew& crew, const Strips& s, const F& f) {
-  crew.phase(s.strips(), [&](long strip) {
-    thread_local Scratch scratch;
-    float* own = scratch.get(s.inputs);
-    for (long row = s.first(strip); row < s.first(strip + 1); ++row) put_row(s, strip, row - s.first(strip), f(row, own));
-  });
-}
-
 // How a product is cut into chunks: blocks of strips (rows stay in the second cache) times groups of panels.
 struct Cut {
   long strips, panels, strip_block, panel_group;
-  Cut(const Strips& x, const Panels& w, long unit) : strips(x.strips()), panels(w.panels() / unit) {
+  Cut(const Strips& x, const Panels& w, long unit) : strips(x.strips), panels(w.panels() / unit) {
     strip_block = std::max(1L, 96 / x.width);
     panel_group = strips > strip_block ? std::min(4L, panels) : 1;
   }
@@ -121,6 +108,19 @@ void norm_row(const float* x, const float* scale, long n, float epsilon, float* 
   for (int i = 0; i < 16; ++i) sum += sums[i];
   const float inverse = 1.0f / std::sqrt(sum / n + epsilon);
   for (long i = 0; i < n; i += 16) store16(out + i, load16(x + i) * inverse * load16(scale + i));
+}
+
+// Fills strips with rows that lie contiguous at `rows`, normed first where there is a `scale`.
+void fill(Crew& crew, const Strips& s, const float* rows, const float* scale, float epsilon) {
+  crew.phase(s.strips, [&](long strip) {
+    const long first = s.first(strip), count = s.first(strip + 1) - first;
+    const float* from = rows + first * s.inputs;
+    if (scale == nullptr) return put_rows(s, strip, from);
+    thread_local Scratch scratch;
+    float* own = scratch.get(count * s.inputs);
+    for (long r = 0; r < count; ++r) norm_row(from + r * s.inputs, scale, s.inputs, epsilon, own + r * s.inputs);
+    put_rows(s, strip, own);
+  });
 }
 
 void turn(float* x, const float* cosine, const float* sine, long half) {
@@ -244,19 +244,12 @@ void decode(Crew& crew, const Sizes& z, const Tokens& tokens, const Weights& w, 
                                                              : load16(static_cast<const uint16_t*>(w.embed.untyped_data()) + at));
       }
   });
-  const auto normed = [&](const float* scale) {
-    return [&z, x, scale](long row, float* own) {
-      norm_row(x + row * z.model, scale, z.model, z.epsilon, own);
-      return static_cast<const float*>(own);
-    };
-  };
-  const auto row_of = [](const float* data, long width) { return [=](long row, float*) { return data + row * width; }; };
   const bool qk_norm = w.q_norm.element_count() > 0;
   for (long l = 0; l < z.layers; ++l) {
     const Panels wqkv = panels_of(w.wqkv, w.qkv_scales, l, z.model, z.qkv()), wo = panels_of(w.wo, w.o_scales, l, z.heads * z.dim, z.model);
     const Panels up = panels_of(w.w_gate_up, w.gate_up_scales, l, z.model, 2 * z.ffn), down = panels_of(w.w_down, w.down_scales, l, z.ffn, z.model);
     Strips rows = strips_of(wqkv, z.tokens, strips);
-    fill(crew, rows, normed(w.attn_norm.typed_data() + l * z.model));
+    fill(crew, rows, x, w.attn_norm.typed_data() + l * z.model, z.epsilon);
     product(crew, rows, wqkv, qkv, z.qkv(), false);
     const float* q_norm = qk_norm ? w.q_norm.typed_data() + l * z.dim : nullptr;
     const float* k_norm = qk_norm ? w.k_norm.typed_data() + l * z.dim : nullptr;
@@ -267,13 +260,13 @@ void decode(Crew& crew, const Sizes& z, const Tokens& tokens, const Weights& w, 
     crew.phase(tasks.size() * z.kv_heads,
                [&](long i) { attend_task(z, tokens, cache, l, tasks[i / z.kv_heads], i % z.kv_heads, qkv, attended); });
     rows = strips_of(wo, z.tokens, strips);
-    fill(crew, rows, row_of(attended, z.heads * z.dim));
+    fill(crew, rows, attended, nullptr, 0);
     product(crew, rows, wo, x, z.model, true);
     rows = strips_of(up, z.tokens, strips);
-    fill(crew, rows, normed(w.mlp_norm.typed_data() + l * z.model));
+    fill(crew, rows, x, w.mlp_norm.typed_data() + l * z.model, z.epsilon);
     gated_product(crew, rows, up, gated, z.ffn);
     rows = strips_of(down, z.tokens, strips);
-    fill(crew, rows, row_of(gated, z.ffn));
+    fill(crew, rows, gated, nullptr, 0);
     product(crew, rows, down, x, z.model, true);
   }
   crew.phase(tasks.size(), [&](long i) {
@@ -317,7 +310,7 @@ ffi::Error panel_product(ffi::ThreadPool pool, Floats x, ffi::AnyBuffer data, Fl
   const Panels w = panels_of(data, scales, 0, inputs, outputs);
   const Strips rows = strips_of(w, count, scratch.get(strips_size(count, inputs)));
   Crew crew(pool);
-  fill(crew, rows, [&](long row, float*) { return x.typed_data() + row * inputs; });
+  fill(crew, rows, x.typed_data(), nullptr, 0);
   product(crew, rows, w, y->typed_data(), outputs, false);
   return ffi::Error::Success();
 }

@@ -61,58 +61,70 @@ struct Panels {
 // Rows made ready for a product: `count` of them, in strips of at most `width`.
 struct Strips {
   Kind kind;
-  long count, inputs, group, width;
-  float* values;    // [strip][inputs][width]
+  long count, inputs, group, strips, width;
+  float* values;    // [strip][inputs][width], a vector's room after each
   int8_t* bytes;    // [strip][inputs / 4][width][4]
   float* scales;    // [strip][inputs / group][width]
   int32_t* sums;    // the same, -128 times the sum of a group's bytes
-  long strips() const { return (count + width - 1) / width; }
   // Near-equal shares: the rows of strip s are [first(s), first(s + 1)).
-  long first(long s) const { return count * s / strips(); }
+  long first(long s) const { return count * s / strips; }
+  float* strip(long s) const { return values + s * (inputs * width + VL); }
 };
 
-// One row into its place in a strip; for int8 rounded to 127 steps of its group's largest.
-inline void put_row(const Strips& s, long strip, long at, const float* row) {
+// A row's group, rounded to 127 steps of its largest, into its place among the `width` rows of a strip; gives the step.
+inline float put_group(const float* x, long group, long width, int8_t* out, int32_t* sum) {
+  v16 top = {};
+  for (long k = 0; k < group; k += 16) {
+    const v16 a = load16(x + k);
+    const v16 b = a < 0 ? -a : a;
+    top = b > top ? b : top;
+  }
+  float largest = 0;
+  for (int lane = 0; lane < 16; ++lane) largest = std::max(largest, top[lane]);
+  const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+  const v16 magic = v16{} + 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to whole numbers
+  i16 total = {};
+  for (long k = 0; k < group; k += 16) {
+    const i16 whole = (i16)(load16(x + k) * inverse + magic) - (i16)magic;
+    total += whole;
+    const auto bytes = __builtin_convertvector(whole, b16u);
+    for (long i = 0; i < 4; ++i) std::memcpy(out + (k / 4 + i) * 4 * width, reinterpret_cast<const char*>(&bytes) + i * 4, 4);
+  }
+  *sum = 0;
+  for (int lane = 0; lane < 16; ++lane) *sum -= 128 * total[lane];
+  return largest / 127.0f;
+}
+
+// The rows of a strip, contiguous at `rows`, into their places.
+inline void put_rows(const Strips& s, long strip, const float* rows) {
+  const long count = s.first(strip + 1) - s.first(strip);
   if (s.kind != Kind::int8) {
-    float* out = s.values + strip * s.inputs * s.width + at;
-    for (long k = 0; k < s.inputs; ++k) out[k * s.width] = row[k];
+    float* out = s.strip(strip);
+    if (s.width == 1) std::memcpy(out, rows, s.inputs * 4);
+    else if (count < VL / 2)
+      for (long k = 0; k < s.inputs; ++k)
+        for (long r = 0; r < count; ++r) out[k * s.width + r] = rows[r * s.inputs + k];
+    else transpose_block(rows, s.inputs, count, s.inputs, 1.0f, out, s.width);  // lanes past the width: written over by the next input
     return;
   }
-  int8_t* out = s.bytes + (strip * s.inputs / 4 * s.width + at) * 4;
-  for (long g = 0; g < s.inputs / s.group; ++g) {
-    const float* x = row + g * s.group;
-    v16 top = {};
-    for (long k = 0; k < s.group; k += 16) {
-      const v16 a = load16(x + k);
-      const v16 b = a < 0 ? -a : a;
-      top = b > top ? b : top;
+  const long groups = s.inputs / s.group;
+  for (long r = 0; r < count; ++r)
+    for (long g = 0; g < groups; ++g) {
+      const long place = (strip * groups + g) * s.width + r;
+      int8_t* out = s.bytes + ((strip * s.inputs + g * s.group) * s.width) + r * 4;
+      s.scales[place] = put_group(rows + r * s.inputs + g * s.group, s.group, s.width, out, s.sums + place);
     }
-    float largest = 0;
-    for (int lane = 0; lane < 16; ++lane) largest = std::max(largest, top[lane]);
-    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    int32_t sum = 0;
-    for (long k = 0; k < s.group; k += 4) {
-      int8_t* four = out + (g * s.group + k) * s.width;
-      for (long i = 0; i < 4; ++i) {
-        four[i] = static_cast<int8_t>(std::nearbyintf(x[k + i] * inverse));
-        sum += four[i];
-      }
-    }
-    const long place = (strip * (s.inputs / s.group) + g) * s.width + at;
-    s.scales[place] = largest / 127.0f;
-    s.sums[place] = -128 * sum;
-  }
 }
 
 // c (M x 32, row stride ldc) (+)= strip (from k0) times a panel (from k0), over `k` inputs.
 template <int M, class T>
-void float_tile(long k, const float* __restrict a, const T* __restrict b, float* __restrict c, long ldc, bool add) {
+void float_tile(long k, const float* __restrict a, long lda, const T* __restrict b, float* __restrict c, long ldc, bool add) {
   v16 sum[M][2];
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) sum[i][j] = add ? load16(c + i * ldc + j * 16) : v16{};
-  for (long p = 0; p < k; ++p, a += MRP, b += PN) {
+  for (long p = 0; p < k; ++p, a += lda, b += PN) {
     __builtin_prefetch(b + 24 * PN);
     if (sizeof(T) == 4) __builtin_prefetch(b + 24 * PN + 16);
     const v16 b0 = load16(b), b1 = load16(b + 16);
@@ -135,7 +147,7 @@ COLOSSUS_INLINE i16 dot4(i16 sum, const uint8_t* w, const int8_t* four) {
   std::memcpy(&x, four, 4);
   return (i16)_mm512_dpbusd_epi32((__m512i)sum, _mm512_loadu_si512(w), _mm512_set1_epi32(x));
 #elif defined(__AVX2__)
-  // (w + 128) x as |x| (w sign x) + 128 x would need another form; pairs of 255 * 127 overflow 16 bits, so widen first.
+  // Pairs of 255 * 127 overflow the 16 bits of AVX2's own product of bytes: widen first.
   int32_t x;
   std::memcpy(&x, four, 4);
   const __m256i x16 = _mm256_cvtepi8_epi16(_mm_set1_epi32(x));
@@ -201,7 +213,7 @@ void int8_tile(const Panels& w, long panel, const Strips& x, long strip, float* 
 }
 
 template <class T>
-using FloatTile = void (*)(long, const float*, const T*, float*, long, bool);
+using FloatTile = void (*)(long, const float*, long, const T*, float*, long, bool);
 using Int8Tile = void (*)(const Panels&, long, const Strips&, long, float*, long, bool);
 
 template <class T, std::size_t... I>
@@ -238,13 +250,13 @@ inline void multiply(const Strips& x, long s0, long s1, const Panels& w, long p0
         if (x.kind == Kind::int8) {
           pick_int8_tile(rows, std::make_index_sequence<MRQ>{})(w, p, x, s, to, ld, sum);
         } else {
-          const float* a = x.values + (s * x.inputs + k) * x.width;
+          const float* a = x.strip(s) + k * x.width;
           if (w.kind == Kind::f32)
             pick_float_tile<float>(rows, std::make_index_sequence<MRP>{})(
-                inputs, a, reinterpret_cast<const float*>(w.panel(p)) + k * PN, to, ld, sum);
+                inputs, a, x.width, reinterpret_cast<const float*>(w.panel(p)) + k * PN, to, ld, sum);
           else
             pick_float_tile<uint16_t>(rows, std::make_index_sequence<MRP>{})(
-                inputs, a, reinterpret_cast<const uint16_t*>(w.panel(p)) + k * PN, to, ld, sum);
+                inputs, a, x.width, reinterpret_cast<const uint16_t*>(w.panel(p)) + k * PN, to, ld, sum);
         }
         if (columns < PN)
           for (long r = 0; r < rows; ++r) std::memcpy(out + r * ldc, edge + r * PN, columns * 4);
