@@ -53,10 +53,11 @@ class Programs:
 
     def __init__(self, decoder: PagedDecoder, *, num_pages: int, num_slots: int) -> None:
         self._decoder = decoder
+        self._put: Callable[[Any], Any] = getattr(decoder, "put", jax.device_put)  # whole on each device of a mesh
         self._num_slots = num_slots
         vocab_size = decoder.card.vocab_size
-        self._state = State(decoder.empty_pages(num_pages), jnp.zeros(num_slots + 1, jnp.int32))
-        self._edits = _empty_edits(num_slots + 1, vocab_size)
+        self._state = State(decoder.empty_pages(num_pages), self._put(np.zeros(num_slots + 1, np.int32)))
+        self._edits: EditState = self._put(_empty_edits(num_slots + 1, vocab_size))
         self._free_masks: dict[int, jax.Array] = {}
         self._compiled: dict[Key, Any] = {}
         self._enter = jax.jit(_enter, donate_argnums=0)
@@ -65,10 +66,10 @@ class Programs:
     def num_compiled(self) -> int:
         return len(self._compiled)
 
-    def compile(self, keys: Sequence[Key], progress: Callable[[Key], None]) -> None:
+    def compile(self, keys: Sequence[Key], progress: Callable[[int, Key], None]) -> None:
         """Makes every program, and runs each once on nothing, so that the first request meets no first time."""
-        for key in keys:
-            progress(key)
+        for number, key in enumerate(keys):
+            progress(number, key)
             self._compiled[key] = self._lowered(key).compile()
             jax.block_until_ready(self.run(key, *_nothing(key)))
         self.enter(self._num_slots, np.zeros(0, np.int32), np.zeros(0, np.int32), {})
@@ -97,7 +98,7 @@ class Programs:
         """Masks that allow every token, made once."""
         if num_rows not in self._free_masks:
             words = mask_words(self._decoder.card.vocab_size)
-            self._free_masks[num_rows] = jax.device_put(np.full((num_rows, words), 0xFFFFFFFF, np.uint32))
+            self._free_masks[num_rows] = self._put(np.full((num_rows, words), 0xFFFFFFFF, np.uint32))
         return self._free_masks[num_rows]
 
     def _lowered(self, key: Key) -> Any:
@@ -120,10 +121,10 @@ def _nothing(key: Key) -> tuple[np.ndarray, np.ndarray]:
 
 def _empty_edits(num_slots: int, vocab_size: int) -> EditState:
     return EditState(
-        jnp.zeros((num_slots, vocab_size), jnp.int32),
-        jnp.zeros((num_slots, vocab_size), bool),
-        jnp.full((num_slots, MAX_BIASES), vocab_size, jnp.int32),
-        jnp.zeros((num_slots, MAX_BIASES), jnp.float32),
+        np.zeros((num_slots, vocab_size), np.int32),
+        np.zeros((num_slots, vocab_size), bool),
+        np.full((num_slots, MAX_BIASES), vocab_size, np.int32),
+        np.zeros((num_slots, MAX_BIASES), np.float32),
     )
 
 

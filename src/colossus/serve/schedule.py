@@ -64,7 +64,7 @@ class Scheduler:
         self.pool, self.slots, self.limits = pool, slots, limits
         self.waiting: list[Sequence] = []
         self.rows = np.zeros(0, np.int32)  # slots that run, in the order they were taken
-        self.entered: list[Sequence] = []  # since the last plan was carried out
+        self._entered: list[Sequence] = []
         self.num_preemptions = 0
         self.num_cached_tokens = 0
         self.served_tokens: dict[str, float] = {}
@@ -86,6 +86,30 @@ class Scheduler:
             self.waiting.remove(sequence)
         else:
             self._leave(sequence)
+
+    def take_entered(self) -> list[Sequence]:
+        """Who got a slot since this was asked last."""
+        entered, self._entered = self._entered, []
+        return entered
+
+    def extended(self, sequence: Sequence, drawn: list[int]) -> None:
+        """Tokens came back from the device; the sequence goes on."""
+        if sequence.drafter is not None:
+            sequence.drafter.extend(drawn)
+        slot = sequence.slot
+        if slot is None:
+            return
+        self.slots.held[slot] = False
+        if self.slots.waits[slot]:  # nothing else of it is on its way
+            self.slots.length[slot] = sequence.num_known
+            self.slots.computed[slot] = sequence.num_known - 1
+        if sequence.num_known // PAGE_TOKENS > sequence.num_remembered:
+            self.remember(sequence)
+
+    def forget_keys(self) -> None:
+        """The pool forgot its keys; sequences tell it only of pages that they fill from now on."""
+        for sequence in self._all():
+            sequence.keys.clear()
 
     def learn_answer(self, sequence: Sequence) -> None:
         """How long an answer became, for the estimates of others."""
@@ -237,7 +261,7 @@ class Scheduler:
         slot = self.slots.enter(sequence, pages, num_cached, waits)
         self.rows = np.append(self.rows, np.int32(slot))
         self.waiting.remove(sequence)
-        self.entered.append(sequence)
+        self._entered.append(sequence)
         return sequence.num_known - num_cached
 
     def _choose(self) -> Plan | None:
@@ -329,4 +353,3 @@ class Scheduler:
             for sequence, count in zip(plan.sequences, plan.counts.tolist(), strict=True):
                 owner = sequence.request.owner
                 self.served_tokens[owner] = self.served_tokens.get(owner, 0.0) + count * plan.num_steps
-

@@ -58,6 +58,7 @@ class Sequence:
     limit: int
     level: Level
     purpose: Purpose
+    stops: frozenset[int] = frozenset()
     slot: int | None = None
     num_flights: int = 0
     num_preemptions: int = 0
