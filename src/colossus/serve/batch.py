@@ -39,6 +39,8 @@ def pack(plan: Plan, slots: Slots, shapes: Shapes) -> Packed:
             parts[name][:count] = array[rows]
         for name in ("temperature", "top_p", "min_p"):
             parts[name][:count] = getattr(slots, name)[rows]
+    if "wants_logprobs" in parts:
+        parts["wants_logprobs"][0] = slots.wants_logprobs[rows].any()
     masks = _pack_edits(plan, slots, key, parts) if "banned" in parts else None
     if "outputs" in parts:
         _pack_outputs(plan, key, parts)

@@ -31,6 +31,6 @@ def _listen() -> None:
     jax.monitoring.register_event_duration_secs_listener(_on_duration)
 
 
-def _on_duration(event: str, _duration_s: float, **_: Any) -> None:
+def _on_duration(event: str, duration_secs: float, **_: Any) -> None:
     global _num_compiled
-    _num_compiled += event == _COMPILED
+    _num_compiled += event == _COMPILED and duration_secs >= 0

@@ -48,7 +48,7 @@ class Intake:
         )
         if request.sampling.grammar is not None:
             sequence.matcher = self._matcher(request.sampling.grammar)
-        if self._options.num_draft_tokens and not request.embed and sequence.level <= Level.SAMPLED:
+        if self._options.num_draft_tokens and not request.embed and sequence.level is Level.PLAIN:
             sequence.drafter = Drafter(self._options.num_draft_tokens)
             sequence.drafter.extend(list(request.prompt))
         return sequence

@@ -57,7 +57,7 @@ class Programs:
         self._num_slots = num_slots
         vocab_size = decoder.card.vocab_size
         self._state = State(decoder.empty_pages(num_pages), self._put(np.zeros(num_slots + 1, np.int32)))
-        self._edits: EditState = self._put(_empty_edits(num_slots + 1, vocab_size))
+        self._edits = EditState(*self._put(_empty_edits(num_slots + 1, vocab_size)))
         self._free_masks: dict[int, jax.Array] = {}
         self._compiled: dict[Key, Any] = {}
         self._enter = jax.jit(_enter, donate_argnums=0)
@@ -77,9 +77,9 @@ class Programs:
     def run(self, key: Key, ints: np.ndarray, floats: np.ndarray, masks: np.ndarray | None = None) -> Outputs:
         """Dispatches one step; its outputs can be waited for."""
         program = self._compiled[key]
-        if key.kind in (Kind.EDITED, Kind.FULL):
-            masks = self._all_free(key.num_rows) if masks is None else masks
-            outputs, self._state, self._edits = program(self._decoder.weights, self._state, ints, floats, self._edits, masks)
+        if key.kind is Kind.EDITED:
+            allowed = self._all_free(key.num_rows) if masks is None else masks
+            outputs, self._state, self._edits = program(self._decoder.weights, self._state, ints, floats, self._edits, allowed)
         else:
             outputs, self._state = program(self._decoder.weights, self._state, ints, floats)
         return outputs
@@ -105,7 +105,7 @@ class Programs:
         layout = key.layout
         inputs = [jax.ShapeDtypeStruct((layout.num_ints,), jnp.int32), jax.ShapeDtypeStruct((layout.num_floats,), jnp.float32)]
         step = partial(_STEPS[key.kind], self._decoder, key)
-        if key.kind not in (Kind.EDITED, Kind.FULL):
+        if key.kind is not Kind.EDITED:
             return jax.jit(step, donate_argnums=1).lower(self._decoder.weights, self._state, *inputs)
         masks = jax.ShapeDtypeStruct((key.num_rows, mask_words(self._decoder.card.vocab_size)), jnp.uint32)
         return jax.jit(step, donate_argnums=(1, 4)).lower(self._decoder.weights, self._state, *inputs, self._edits, masks)
@@ -119,8 +119,8 @@ def _nothing(key: Key) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros(key.layout.num_ints, np.int32), np.zeros(key.layout.num_floats, np.float32)
 
 
-def _empty_edits(num_slots: int, vocab_size: int) -> EditState:
-    return EditState(
+def _empty_edits(num_slots: int, vocab_size: int) -> tuple[np.ndarray, ...]:
+    return (
         np.zeros((num_slots, vocab_size), np.int32),
         np.zeros((num_slots, vocab_size), bool),
         np.full((num_slots, MAX_BIASES), vocab_size, np.int32),
@@ -149,12 +149,12 @@ def _batch(key: Key, parts: dict[str, jax.Array], last_s: jax.Array) -> tuple[Ba
     return Batch(tokens_t, positions_t, starts_r, lengths_r, parts["pages"]), row_t
 
 
-def _drawn(kind: Kind, logits_ov: jax.Array, parts: dict[str, jax.Array], place_o: jax.Array, row_o: jax.Array | None = None) -> jax.Array:
-    if kind is Kind.GREEDY:
-        return greedy(logits_ov)
+def _drawn(logits_ov: jax.Array, parts: dict[str, jax.Array], place_o: jax.Array, row_o: jax.Array | None = None) -> jax.Array:
+    """A token of each output; where no row wants chance, the likeliest, for less."""
     of_row = lambda name: parts[name] if row_o is None else parts[name][row_o]
     seed_o = jax.lax.bitcast_convert_type(of_row("seeds"), jnp.uint32)
-    return sample(logits_ov, Controls(seed_o, place_o, of_row("temperature"), of_row("top_k"), of_row("top_p"), of_row("min_p")))
+    controls = Controls(seed_o, place_o, of_row("temperature"), of_row("top_k"), of_row("top_p"), of_row("min_p"))
+    return jax.lax.cond(jnp.any(parts["temperature"] > 0), sample, lambda logits_ov, _: greedy(logits_ov), logits_ov, controls)
 
 
 def _decode(decoder: PagedDecoder, key: Key, weights: Any, state: State, ints: jax.Array, floats: jax.Array) -> tuple[Outputs, State]:
@@ -167,7 +167,7 @@ def _decode(decoder: PagedDecoder, key: Key, weights: Any, state: State, ints: j
         pages, tokens_r, lengths_r, drawn_kr = carry
         now = batch._replace(tokens_t=tokens_r, positions_t=jnp.maximum(lengths_r - 1, 0), lengths_r=lengths_r)
         hidden_rd, pages = decoder.forward(weights, pages, now)
-        tokens_r = _drawn(key.kind, decoder.logits(weights, hidden_rd), parts, lengths_r)
+        tokens_r = _drawn(decoder.logits(weights, hidden_rd), parts, lengths_r)
         return pages, tokens_r, jnp.where(real_r, lengths_r + 1, 0), drawn_kr.at[step].set(tokens_r)
 
     drawn_kr = jnp.zeros((MAX_FUSED_STEPS, key.num_rows), jnp.int32)
@@ -189,7 +189,7 @@ def _mixed(decoder: PagedDecoder, key: Key, weights: Any, state: State, ints: ja
     parts = key.layout.unpack(ints, floats)
     batch, _ = _batch(key, parts, state.last_s)
     logits_rv, pages = _last_logits(decoder, weights, state.pages, batch)
-    drawn_r = _drawn(key.kind, logits_rv, parts, batch.lengths_r)
+    drawn_r = _drawn(logits_rv, parts, batch.lengths_r)
     return Outputs(tokens=drawn_r[None]), State(pages, state.last_s.at[parts["slots"]].set(drawn_r))
 
 
@@ -204,10 +204,17 @@ def _edited(
     parts = key.layout.unpack(ints, floats)
     batch, _ = _batch(key, parts, state.last_s)
     logits_rv, pages = _last_logits(decoder, weights, state.pages, batch)
-    drawn_r = _drawn(key.kind, edit(logits_rv, _edits_of(parts, edits, mask_rw)), parts, batch.lengths_r)
-    logprobs = token_logprobs(logits_rv, drawn_r, min(NUM_TOP, logits_rv.shape[1])) if key.kind is Kind.FULL else None
+    drawn_r = _drawn(edit(logits_rv, _edits_of(parts, edits, mask_rw)), parts, batch.lengths_r)
+    logprobs = _logprobs_where_wanted(logits_rv, drawn_r, parts["wants_logprobs"][0] > 0)
     edits = edits._replace(counts_sv=edits.counts_sv.at[parts["edit_slots"], drawn_r].add(1))
     return Outputs(tokens=drawn_r[None], logprobs=logprobs), State(pages, state.last_s.at[parts["slots"]].set(drawn_r)), edits
+
+
+def _logprobs_where_wanted(logits_rv: jax.Array, drawn_r: jax.Array, are_wanted: jax.Array) -> Logprobs:
+    """Zeros where no row wants them, since the likeliest of a large vocabulary cost time."""
+    find = lambda logits_rv, drawn_r: token_logprobs(logits_rv, drawn_r, min(NUM_TOP, logits_rv.shape[1]))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(find, logits_rv, drawn_r))
+    return jax.lax.cond(are_wanted, find, lambda *_: nothing, logits_rv, drawn_r)
 
 
 def _edits_of(parts: dict[str, jax.Array], edits: EditState, mask_rw: jax.Array) -> Edits:
@@ -227,7 +234,7 @@ def _verify(decoder: PagedDecoder, key: Key, weights: Any, state: State, ints: j
     hidden_td, pages = decoder.forward(weights, state.pages, batch)
     logits_ov = decoder.logits(weights, hidden_td[parts["outputs"]])
     place_o = batch.positions_t[parts["outputs"]] + 1
-    drawn_o = _drawn(key.kind, logits_ov, parts, place_o, row_t[parts["outputs"]])
+    drawn_o = _drawn(logits_ov, parts, place_o, row_t[parts["outputs"]])
     return Outputs(tokens=drawn_o), State(pages, state.last_s)
 
 
@@ -249,10 +256,8 @@ def _embed(decoder: PagedDecoder, key: Key, weights: Any, state: State, ints: ja
 
 
 _STEPS: dict[Kind, Callable[..., Any]] = {
-    Kind.GREEDY: _plain_step,
-    Kind.SAMPLED: _plain_step,
+    Kind.PLAIN: _plain_step,
     Kind.EDITED: _edited,
-    Kind.FULL: _edited,
     Kind.VERIFY: _verify,
     Kind.SCORE: _score,
     Kind.EMBED: _embed,

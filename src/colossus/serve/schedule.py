@@ -42,7 +42,7 @@ class Plan:
 
     @property
     def decodes(self) -> bool:
-        """Whether each row computes one token and draws one."""
+        """Whether each row computes one token."""
         return self.purpose is Purpose.ANSWER and self.drafts is None and int(self.counts.max()) == 1
 
 
@@ -146,7 +146,7 @@ class Scheduler:
             sequence.num_flights += 1
         if plan.purpose is Purpose.SCORE:
             self._go_on_to_answer(plan)
-        if self.limits.prefix_caching and not plan.decodes:
+        if self.limits.prefix_caching and not (plan.decodes and plan.draws.all()):
             for sequence in plan.sequences:
                 self.remember(sequence)
         self._count_served(plan)
@@ -298,7 +298,7 @@ class Scheduler:
     def _guess(self, plan: Plan) -> None:
         """Guessed tokens behind the rows that decode, where the step's budget and free pages allow."""
         slots = self.slots
-        if slots.level[plan.slots].max() > Level.SAMPLED:
+        if slots.level[plan.slots].max() > Level.PLAIN:
             return
         room = self.limits.max_step_tokens - int(plan.counts.sum())
         drafts: list[list[int]] = []
@@ -323,7 +323,7 @@ class Scheduler:
     def _fused_steps(self, plan: Plan, step_s: float | None) -> int:
         """Steps of decoding in one program: as many as are over soon, are not in anybody's way, and are hardly wasted."""
         slots, rows = self.slots, plan.slots
-        if step_s is None or self._is_wanted(plan):
+        if step_s is None or not plan.draws.all() or self._is_wanted(plan):
             return 1
         left = slots.limit[rows] - slots.length[rows]
         num_steps = 1
@@ -345,8 +345,8 @@ class Scheduler:
         """Whether somebody needs the host or the device before several steps are over."""
         slots, rows = self.slots, self.rows
         can_enter = bool(self.waiting) and bool(self.slots.free) and not self._is_full
-        others = np.count_nonzero((slots.length[rows] < slots.limit[rows]) | (slots.purpose[rows] != Purpose.ANSWER)) > len(plan.slots)
-        return can_enter or others or bool(slots.level[plan.slots].max() > Level.SAMPLED)
+        num_going = int(np.count_nonzero((slots.length[rows] < slots.limit[rows]) | (slots.purpose[rows] != Purpose.ANSWER)))
+        return can_enter or num_going > len(plan.slots) or bool(slots.level[plan.slots].max() > Level.PLAIN)
 
     def _count_served(self, plan: Plan) -> None:
         if self.limits.order is Order.FAIR:

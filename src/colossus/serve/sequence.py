@@ -24,10 +24,8 @@ NO_TOKEN = -1
 class Level(IntEnum):
     """What drawing a token of a request takes; each can do what those before it do."""
 
-    GREEDY = 0
-    SAMPLED = 1
-    EDITED = 2  # penalties, biases, a grammar, or stop tokens that are not allowed yet
-    FULL = 3  # log-probabilities too
+    PLAIN = 0
+    EDITED = 1  # penalties, biases, a grammar, stop tokens that are not allowed yet, or log-probabilities
 
 
 class Purpose(IntEnum):
@@ -97,15 +95,12 @@ class Sequence:
 def level_of(request: Request) -> Level:
     """The least that can draw the request's tokens."""
     sampling = request.sampling
-    if sampling.num_logprobs is not None:
-        return Level.FULL
     changes = (
         *(sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty != 1),
         *(sampling.logit_bias, sampling.grammar is not None, sampling.min_tokens and sampling.stop_token_ids),
+        sampling.num_logprobs is not None,
     )
-    if any(changes):
-        return Level.EDITED
-    return Level.GREEDY if sampling.temperature == 0 else Level.SAMPLED
+    return Level.EDITED if any(changes) else Level.PLAIN
 
 
 class Slots:
@@ -123,13 +118,14 @@ class Slots:
         self.length, self.computed, self.limit, self.num_prompt, self.num_pages = (np.zeros(rows, np.int32) for _ in range(5))
         self.table = np.full((rows, max_pages), NULL_PAGE, np.int32)
         self.level, self.purpose = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+        self.wants_logprobs = np.zeros(rows, bool)
         self.waits = np.zeros(rows, bool)  # needs each token on the host before the next step
         self.held = np.zeros(rows, bool)  # waits, and is in flight
         self.fresh = np.zeros(rows, bool)  # its last token is known here and not on the device
         self.seed, self.top_k = np.zeros(rows, np.uint32), np.full(rows, vocab_size, np.int32)
         self.temperature, self.min_p = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
         self.top_p = np.ones(rows, np.float32)
-        self.penalties = np.tile(np.float32([0, 0, 1]), (rows, 1))  # presence, frequency, repetition
+        self.penalties = np.tile(np.asarray([0, 0, 1], np.float32), (rows, 1))  # presence, frequency, repetition
         self.stops = np.full((rows, MAX_STOPS), NO_TOKEN, np.int32)
         self.min_length = np.zeros(rows, np.int32)  # below it no stop token may be drawn
 
@@ -143,6 +139,7 @@ class Slots:
         self.table[slot, : len(pages)] = pages
         self.level[slot], self.purpose[slot] = sequence.level, sequence.purpose
         self.waits[slot], self.held[slot], self.fresh[slot] = waits, False, True
+        self.wants_logprobs[slot] = sequence.request.sampling.num_logprobs is not None
         self._set_controls(slot, sequence)
         return slot
 

@@ -16,15 +16,13 @@ from colossus.serve.sequence import MAX_STOPS
 
 
 class Kind(IntEnum):
-    """What a program brings. The first four are the levels of ``sequence.Level``."""
+    """What a program brings. The first two are the levels of ``sequence.Level``."""
 
-    GREEDY = 0
-    SAMPLED = 1
-    EDITED = 2
-    FULL = 3
-    VERIFY = 4  # a token drawn after each of a row's last ones, to hold guesses against
-    SCORE = 5  # log-probabilities of given tokens, at every place
-    EMBED = 6  # sums of hidden states
+    PLAIN = 0
+    EDITED = 1
+    VERIFY = 2  # a token drawn after each of a row's last ones, to hold guesses against
+    SCORE = 3  # log-probabilities of given tokens, at every place
+    EMBED = 4  # sums of hidden states
 
 
 @dataclass(frozen=True, order=True)
@@ -59,11 +57,11 @@ class Layout:
         floats: dict[str, tuple[int, ...]] = {}
         if not key.decodes:
             ints["starts"] = (rows + 1,)
-        if draws and key.kind is not Kind.GREEDY:
+        if draws:
             ints |= {"seeds": (rows,), "top_k": (rows,)}
             floats |= {"temperature": (rows,), "top_p": (rows,), "min_p": (rows,)}
-        if key.kind in (Kind.EDITED, Kind.FULL):
-            ints |= {"edit_slots": (rows,), "banned": (rows, MAX_STOPS)}
+        if key.kind is Kind.EDITED:
+            ints |= {"wants_logprobs": (1,), "edit_slots": (rows,), "banned": (rows, MAX_STOPS)}
             floats |= {"penalties": (rows, 3)}
         if key.kind is Kind.VERIFY:
             ints["outputs"] = (places,)
@@ -114,13 +112,10 @@ class Shapes:
 
     @cached_property
     def _able(self) -> dict[tuple[Kind, bool], list[Key]]:
-        """By what is asked for; a kind without programs of its own is done by the next one that can."""
+        """By what is asked for, the cheapest first."""
         able: dict[tuple[Kind, bool], list[Key]] = {}
-        for kind in Kind:
-            for decodes in (True, False):
-                stand_ins = range(kind, Kind.FULL + 1) if kind <= Kind.FULL else (kind,)
-                kinds = [[key for key in self.keys if key.kind == other and key.decodes == decodes] for other in stand_ins]
-                able[kind, decodes] = sorted(next(filter(None, kinds), []), key=lambda key: (key.num_tokens * key.num_pages, key.num_rows, key.num_pages))
+        for key in sorted(self.keys, key=lambda key: (key.num_tokens, key.num_pages, key.num_rows)):
+            able.setdefault((key.kind, key.decodes), []).append(key)
         return able
 
     def _pages(self, most: int) -> list[int]:
@@ -132,34 +127,29 @@ class Shapes:
 
     def _decoding(self) -> Iterator[Key]:
         rows = _powers(2 if self.ragged else 4, self.max_rows)
-        for kind in (Kind.GREEDY, Kind.SAMPLED):
-            yield from (Key(kind, num, num, pages) for pages in self._pages(3) for num in rows)
+        yield from (Key(Kind.PLAIN, num, num, pages) for pages in self._pages(3) for num in rows)
 
     def _mixed(self) -> Iterator[Key]:
-        for pages in self._pages(2):
-            for tokens, rows in self._mixed_sizes():
-                yield Key(Kind.SAMPLED, tokens, rows, pages)
+        """Fewer rows than tokens; the last takes all that a budget allows."""
+        sizes = [(64, 8), (256, 16)]
+        fitting = [(tokens, rows) for tokens, rows in sizes if tokens < self.max_tokens and rows < self.max_rows]
+        yield from (Key(Kind.PLAIN, tokens, rows, pages) for pages in self._pages(2) for tokens, rows in [*fitting, self._most])
 
-    def _mixed_sizes(self) -> list[tuple[int, int]]:
-        """(tokens, rows), rows fewer than tokens, all that a budget allows in the last."""
-        sizes = [(64, 8), (256, 16), (self.max_tokens, self.max_rows)]
-        fitting = [(tokens, rows) for tokens, rows in sizes if tokens <= self.max_tokens and rows <= self.max_rows]
-        last = (max(self.max_tokens, self.max_rows + 1), self.max_rows)
-        return sorted({*fitting, (last[0], min(4, last[1])), last})
+    @property
+    def _most(self) -> tuple[int, int]:
+        return max(self.max_tokens, self.max_rows + 1), self.max_rows
 
     def _rare(self) -> Iterator[Key]:
         """What few requests ask for, in few shapes."""
-        most, few = self.max_rows, min(8, self.max_rows)
-        tokens, pages = max(self.max_tokens, most + 1), self.max_pages
-        for kind in (Kind.EDITED, Kind.FULL):
-            yield from (Key(kind, num, num, pages) for num in sorted({few, most}))
-            yield from (Key(kind, num, rows, pages) for num, rows in sorted({(max(64, few + 1), few), (tokens, most)}) if num <= tokens)
-        yield Key(Kind.SCORE, max(min(128, tokens), most + 1), most, pages)
-        yield Key(Kind.EMBED, tokens, most, pages)
+        (tokens, rows), few, pages = self._most, min(8, self.max_rows), self.max_pages
+        yield from (Key(Kind.EDITED, num, num, pages) for num in sorted({few, rows}))
+        yield from (Key(Kind.EDITED, *size, pages) for size in sorted({(min(64, tokens), few), (tokens, rows)}) if size[0] > size[1])
+        yield Key(Kind.SCORE, max(min(128, tokens), rows + 1), rows, pages)
+        yield Key(Kind.EMBED, tokens, rows, pages)
         if self.num_drafts:
             outputs = self.num_drafts + 1
-            sizes = sorted({(min(num * outputs, tokens), num) for num in (1, few)} | {(tokens, most)})
-            yield from (Key(Kind.VERIFY, size, rows, pages, outputs) for size, rows in sizes for pages in self._pages(2))
+            sizes = {(num * outputs, num) for num in (1, few) if num * outputs < tokens} | {(tokens, rows)}
+            yield from (Key(Kind.VERIFY, *size, most, outputs) for most in self._pages(2) for size in sorted(sizes))
 
 
 def _powers(base: int, most: int) -> list[int]:
