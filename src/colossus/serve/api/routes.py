@@ -7,10 +7,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from colossus.serve.api.chat import ChatEndpoint
+from colossus.serve.api.completions import CompletionsEndpoint
+from colossus.serve.api.embeddings import EmbeddingsEndpoint
 from colossus.serve.api.errors import no_such_model, to_json
 from colossus.serve.api.service import Service
 from colossus.serve.api.settings import ApiSettings
 from colossus.serve.api.text import TextModel
+from colossus.serve.api.tokenize import DetokenizeEndpoint, TokenizeEndpoint
 from colossus.serve.backend import Backend
 
 
@@ -19,6 +22,10 @@ def routes(backend: Backend, model: TextModel, settings: ApiSettings | None = No
     service = Service(backend, model, settings or ApiSettings())
     posts = {
         "/v1/chat/completions": ChatEndpoint(service),
+        "/v1/completions": CompletionsEndpoint(service),
+        "/v1/embeddings": EmbeddingsEndpoint(service),
+        "/tokenize": TokenizeEndpoint(service),
+        "/detokenize": DetokenizeEndpoint(service),
     }
     return [
         *(Route(path, endpoint.__call__, methods=["POST"]) for path, endpoint in posts.items()),
