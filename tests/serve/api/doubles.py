@@ -62,7 +62,7 @@ class Scripted:
     tokenizer: Tokenizer
     say: Say = lambda request: "hello world"
     per_output: int = 1
-    max_sequence_tokens: int = 256
+    max_sequence_tokens: int = 1024
     pause_s: float = 0.0
     ends_with_stop_token: bool = True
     requests: list[Request] = field(default_factory=list)

@@ -10,6 +10,7 @@ from colossus.serve.api.chat import ChatEndpoint
 from colossus.serve.api.completions import CompletionsEndpoint
 from colossus.serve.api.embeddings import EmbeddingsEndpoint
 from colossus.serve.api.errors import no_such_model, to_json
+from colossus.serve.api.responses import ResponsesEndpoint
 from colossus.serve.api.service import Service
 from colossus.serve.api.settings import ApiSettings
 from colossus.serve.api.text import TextModel
@@ -24,6 +25,7 @@ def routes(backend: Backend, model: TextModel, settings: ApiSettings | None = No
         "/v1/chat/completions": ChatEndpoint(service),
         "/v1/completions": CompletionsEndpoint(service),
         "/v1/embeddings": EmbeddingsEndpoint(service),
+        "/v1/responses": ResponsesEndpoint(service),
         "/tokenize": TokenizeEndpoint(service),
         "/detokenize": DetokenizeEndpoint(service),
     }
