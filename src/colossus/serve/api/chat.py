@@ -58,7 +58,7 @@ class ChatEndpoint:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def __call__(self, request: HttpRequest) -> Response:
+    async def handle(self, request: HttpRequest) -> Response:
         body = await read_body(request, ChatBody, max_bytes=self._service.settings.max_body_bytes)
         chat = await prepare(self._service, body, Asked.of(request, "chatcmpl-"))
         if body.stream:

@@ -90,7 +90,7 @@ class CompletionsEndpoint:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def __call__(self, request: HttpRequest) -> Response:
+    async def handle(self, request: HttpRequest) -> Response:
         body = await read_body(request, CompletionBody, max_bytes=self._service.settings.max_body_bytes)
         completion = await prepare(self._service, body, Asked.of(request, "cmpl-"))
         if body.stream:

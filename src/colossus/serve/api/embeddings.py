@@ -35,7 +35,7 @@ class EmbeddingsEndpoint:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def __call__(self, request: HttpRequest) -> Response:
+    async def handle(self, request: HttpRequest) -> Response:
         body = await read_body(request, EmbeddingBody, max_bytes=self._service.settings.max_body_bytes)
         requests = await self._requests(body, Asked.of(request, "embd-"))
         return WholeAnswer(lambda: self._complete(body, requests))

@@ -27,7 +27,7 @@ class ResponsesEndpoint:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def __call__(self, request: HttpRequest) -> Response:
+    async def handle(self, request: HttpRequest) -> Response:
         body = await read_body(request, ResponsesBody, max_bytes=self._service.settings.max_body_bytes)
         chat = await prepare(self._service, body.as_chat(), Asked.of(request, "resp_"))
         if body.stream:

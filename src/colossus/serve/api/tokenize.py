@@ -54,7 +54,7 @@ class TokenizeEndpoint:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def __call__(self, request: HttpRequest) -> Response:
+    async def handle(self, request: HttpRequest) -> Response:
         service = self._service
         body = await read_body(request, TokenizeBody, max_bytes=service.settings.max_body_bytes)
         service.check_model(body.model)
@@ -78,7 +78,7 @@ class DetokenizeEndpoint:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def __call__(self, request: HttpRequest) -> Response:
+    async def handle(self, request: HttpRequest) -> Response:
         service = self._service
         body = await read_body(request, DetokenizeBody, max_bytes=service.settings.max_body_bytes)
         service.check_model(body.model)
