@@ -48,7 +48,7 @@ class Talk:
 
 
 class Door:
-    """One server. ``api``: makes the API's routes from the backend; ``page``: routes of the page."""
+    """One server. Make the API's routes over ``router``, then ``run`` it."""
 
     def __init__(
         self,
@@ -67,6 +67,8 @@ class Door:
         self.router = Router(self.fleet, routing, self.measures)
         self._summary = Summary(name, self.fleet, self.router, self.measures)
         self._metrics = Metrics(name, self.fleet, self.router, self.measures)
+        self.address: str | None = None  # once it listens
+        self.connections: set[Any] = set()
         self._num_signals = 0
         self._signalled = asyncio.Event()
         self._forced = asyncio.Event()
@@ -88,11 +90,13 @@ class Door:
             complain=self._talk.complain,
         )
         server = http_server(self._app(api, page, keeping), self._settings)
+        self.connections = server.server_state.connections
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             with self._signals():
                 await self.fleet.start(self.router)
-                return await self._live(_address(self._settings, listener.getsockname()[1]))
+                self.address = _address(self._settings, listener.getsockname()[1])
+                return await self._live(self.address)
         finally:
             self.router.close(_DRAINING)
             self.router.end_all(_STOPPED)

@@ -124,7 +124,9 @@ class Gate:
         return owner
 
     async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: _Noting) -> None:
-        """Nothing can be said in an answer that has begun: the connection is cut, so that it is not taken for whole."""
+        """Nothing can be said in an answer that has begun: where it is not whole, the connection is cut, so that it is not taken for whole."""
+        if send.is_complete:
+            return
         if send.call.begun:
             raise error
         await error.to_response()(scope, receive, send)
@@ -139,6 +141,7 @@ class _Noting:
 
     def __init__(self, call: Call, send: Send) -> None:
         self.call = call
+        self.is_complete = False
         self._send = send
 
     async def __call__(self, message: Message) -> None:
@@ -146,6 +149,8 @@ class _Noting:
             self.call.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.call.id.encode())]
             self.call.begun = True
+        elif not message.get("more_body", False):
+            self.is_complete = True
         await self._send(message)
 
 

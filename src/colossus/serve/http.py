@@ -114,7 +114,8 @@ def http_server(app: ASGIApp, settings: DoorSettings) -> HttpServer:
         lifespan="off",
         loop="none",
         log_config=None,
-        log_level="warning",
+        log_level="critical",  # the gate tells of faults
+        proxy_headers=False,
         access_log=False,
         server_header=False,
         backlog=max(2048, settings.max_connections),

@@ -106,7 +106,7 @@ class Router:
         """Ends every request with an error."""
         for flight in list(self._flights.values()):
             self._abort(flight)
-            self._end(flight, words)
+            self._turn_away(flight, words)
 
     def reset_prefix_cache(self) -> None:
         """Engines forget what no request holds."""
@@ -195,20 +195,26 @@ class Router:
     def _expire(self, flight: Flight) -> None:
         if not flight.done:
             self._abort(flight)
-            self._end(flight, f"not finished within {self._settings.request_timeout_s:g} s, the server's limit")
+            self._end(flight, f"not finished within {self._settings.request_timeout_s:g} s, the server's limit", finish=Finish.ABORT)
 
-    def _end(self, flight: Flight, words: str) -> None:
-        """With an error. A request without any output raises, so that the client gets a status of failure."""
+    def _end(self, flight: Flight, words: str, *, finish: Finish = Finish.ERROR) -> None:
+        """Here, and not by its engine."""
         if flight.done:
             return
-        self._measures.observe_end(flight, Finish.ERROR)
+        self._measures.observe_end(flight, finish)
         if flight.call is not None:
             flight.call.error = words
-        if flight.first_s is None:
-            flight.fail(Unavailable(words))
-        else:
-            flight.put(Output(id=flight.request.id, finish=Finish.ERROR, error=words))
+        flight.put(Output(id=flight.request.id, finish=finish, error=words))
         self._forget(flight)
+
+    def _turn_away(self, flight: Flight, words: str) -> None:
+        """Nothing was done for it, so that asking again may help; one that has begun ends with an error."""
+        if flight.first_s is not None:
+            self._end(flight, words)
+        elif not flight.done:
+            self._measures.observe_end(flight, Finish.ERROR)
+            flight.fail(Unavailable(words))
+            self._forget(flight)
 
     # What the fleet says
 
@@ -269,7 +275,7 @@ class Router:
             self._recover(flight, loss)
         if (failure := self._fleet.failure) is not None:
             for flight in list(self._parked.values()):
-                self._end(flight, failure)
+                self._turn_away(flight, failure)
 
     def _recover(self, flight: Flight, loss: Loss) -> None:
         decision = retry(LossState(num_crashes=flight.num_crashes, num_losses=flight.num_losses, begun=flight.begun))
@@ -291,9 +297,7 @@ class Router:
         book = self._books[replica.index]
         ready = replica.is_ready and not (flight.num_crashes and book.suspect is not None)
         cached = book.known.count(prefix) * self._info.page_tokens if prefix and self._info is not None else 0
-        return EngineState(
-            index=replica.index, ready=ready, num_outstanding_tokens=book.num_tokens, num_cached_tokens=cached, num_requests=len(book.flights)
-        )
+        return EngineState(index=replica.index, ready=ready, num_outstanding_tokens=book.num_tokens, num_cached_tokens=cached, num_requests=len(book.flights))
 
     def _expected_tokens(self, request: Request) -> int:
         return 0 if request.embed else min(request.sampling.max_tokens, round(self._mean_answer_tokens))

@@ -38,9 +38,10 @@ class Gone(Exception):
 
 
 class Line:
-    """The worker's end of the socket."""
+    """The worker's end of the socket. The process ends with the door's."""
 
     def __init__(self, path: str) -> None:
+        _die_with_parent()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.connect(path)
         self._frames = Frames()
@@ -117,7 +118,6 @@ class Worker:
 def main(arguments: list[str]) -> int:
     """The process's exit code."""
     path, index, generation, options = arguments
-    _die_with_parent()
     try:
         line = Line(path)
         line.say("hello", index=int(index), generation=int(generation), pid=os.getpid())
