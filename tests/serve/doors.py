@@ -22,7 +22,7 @@ from colossus.serve.door import Door, Talk
 from colossus.serve.request import Finish
 from colossus.serve.router import Router
 from colossus.serve.settings import DoorSettings, RouterSettings
-from tests.serve.scripted import ask, launcher, until
+from tests.serve.clusters import ask, launcher, until
 
 
 @dataclass

@@ -13,7 +13,7 @@ from colossus.serve.calls import Call, current_call
 from colossus.serve.flight import Flight
 from colossus.serve.request import Finish, Output
 from colossus.serve.settings import RouterSettings
-from tests.serve.scripted import answer, ask, cluster, collect, tokens, until
+from tests.serve.clusters import answer, ask, cluster, collect, tokens, until
 from tests.serve.scripted_worker import CRASH, EXIT, HANG, SEGFAULT
 
 
