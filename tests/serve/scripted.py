@@ -24,6 +24,7 @@ class Script:
     tokenizer: bool = True
     key: str | None = None
     fail: dict[int, int] = field(default_factory=dict)
+    fail_words: str = "scripted"
     cut_after: int | None = None  # events, then the connection is gone
     error_after: int | None = None  # events, then an error event
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -119,7 +120,7 @@ async def _stream(request: web.Request, choice: Any, first_event: dict[str, Any]
     script.bodies.append(body)
     script.headers.append(dict(request.headers))
     if (status := script.fail.get(number)) is not None:
-        return web.json_response({"error": {"message": f"scripted {status}"}}, status=status, headers={"Retry-After": "1"})
+        return web.json_response({"error": {"message": f"{script.fail_words} {status}"}}, status=status, headers={"Retry-After": "1"})
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     script.at_once += 1

@@ -68,6 +68,7 @@ def _over_loads(test: LoadTest, title: str, told: str, series: list[svg.Series],
         x_name=load_name(test.points),
         y_name=y_name,
         from_zero=True,
+        x_ticks=lambda low, high, num_ticks: sorted(map(load_of, test.points)),
         format_x=lambda value: f"{value:g}",
         format_y=tell,
     )
