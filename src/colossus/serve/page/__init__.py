@@ -8,6 +8,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import Route
@@ -35,21 +37,18 @@ def content(name: str) -> tuple[bytes, str, str]:
 
 
 def routes() -> list[Route]:
-    """``/`` and ``/page/NAME``, to be mounted beside the API; they ask for no key, for they tell nothing."""
+    """``/`` and ``/page/NAME``, one each, to stand beside the API; they ask for no key, for they tell nothing."""
     from starlette.routing import Route
 
-    return [Route("/", _index, methods=["GET"], include_in_schema=False), Route("/page/{name}", _file, methods=["GET"], include_in_schema=False)]
+    places = {"/": "index.html"} | {f"/page/{name}": name for name in FILES}
+    return [Route(path, _endpoint(name), methods=["GET"], include_in_schema=False) for path, name in places.items()]
 
 
-async def _index(request: Request) -> Response:
-    return _answer(request, "index.html")
+def _endpoint(name: str) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        return _answer(request, name)
 
-
-async def _file(request: Request) -> Response:
-    from starlette.responses import Response
-
-    name = request.path_params["name"]
-    return _answer(request, name) if name in FILES else Response(status_code=404)
+    return answer
 
 
 def _answer(request: Request, name: str) -> Response:
