@@ -21,6 +21,8 @@ VERBS = {
     "train": "Train a network from a job file, through failures, to the end.",
     "resume": "Go on with a run that was stopped or killed.",
     "sample": "Generate text with a trained model.",
+    "chat": "Talk with a model or a server, in the terminal.",
+    "bench": "Load-test a server: latencies, tokens a second, goodput.",
     "report": "Show what a run came to, in the terminal and as a page.",
     "compare": "Show two runs side by side.",
     "export": "Write a trained model as a Hugging Face folder.",
