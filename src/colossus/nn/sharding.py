@@ -12,7 +12,9 @@ mesh axes that name is cut. Nothing else in ``nn`` knows the mesh's axes, but fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
@@ -31,7 +33,7 @@ from colossus.spec.model import ModelCard
 
 __all__ = [
     "RULES", "Rules", "abstract_mesh", "batch_spec", "check_layout", "constrain", "fallback_specs", "make_mesh", "param_axes",
-    "param_specs", "per_device", "place", "shardings", "tree_specs",
+    "param_specs", "per_device", "place", "shardings", "tree_specs", "whole_sequences",
 ]  # fmt: skip
 
 Logical = str | None
@@ -67,12 +69,26 @@ class Rules:
         if name not in (names := [field.name for field in fields(self)]):
             problem = Problem(path="axes", value=repr(name), rule="is not a logical axis", hint=nearest(name, names))
             raise SpecError("logical axes of the network", [problem])
-        return getattr(self, name)
+        return () if name == "sequence_parallel" and _SEQUENCES_ARE_WHOLE.get() else getattr(self, name)
 
 
 # Fewer key/value heads than tp are copied; one token, when generating, has no sequence to cut.
 WHOLE_IF_UNEVEN = ("kv_heads", "sequence_parallel")
 RULES = Rules()
+_SEQUENCES_ARE_WHOLE: ContextVar[bool] = ContextVar("sequences_are_whole", default=False)
+
+
+@contextmanager
+def whole_sequences() -> Iterator[None]:
+    """Inside, ``sequence_parallel`` cuts nothing: one all-reduce ends a block where there were a scatter and a gather.
+
+    A step of serving has so few tokens that the number of messages counts, not their bytes.
+    """
+    token = _SEQUENCES_ARE_WHOLE.set(True)
+    try:
+        yield
+    finally:
+        _SEQUENCES_ARE_WHOLE.reset(token)
 
 
 def make_mesh(layout: Layout, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
