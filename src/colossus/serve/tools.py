@@ -114,6 +114,14 @@ class ToolParser:
             pass
         return parsed
 
+    def read(self, text: str, *, last: bool) -> Parsed:
+        """``push``, and ``flush`` where this text is the last."""
+        parsed = self.push(text)
+        if last:
+            rest = self.flush()
+            parsed = Parsed(parsed.content + rest.content, parsed.calls + rest.calls)
+        return parsed
+
     def flush(self) -> Parsed:
         """What is left at the end of the answer; a call that was cut off is text, as far as it has not gone out."""
         parsed = Parsed()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -58,7 +62,7 @@ class Scripted:
     tokenizer: Tokenizer
     say: Say = lambda request: "hello world"
     per_output: int = 1
-    max_sequence_tokens: int = 256
+    max_sequence_tokens: int = 1024
     pause_s: float = 0.0
     ends_with_stop_token: bool = True
     requests: list[Request] = field(default_factory=list)
@@ -144,3 +148,27 @@ def serving(application: Starlette) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(10)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A status, headers and what came with it."""
+
+    status: int
+    headers: dict[str, str]
+    raw: bytes
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.raw)
+
+
+def send(url: str, body: object = None, *, method: str = "POST") -> Reply:
+    """One request; bytes go as they are, all else as JSON."""
+    raw = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(url, data=raw, method=method, headers={"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(asked, timeout=20) as answer:
+            return Reply(answer.status, dict(answer.headers), answer.read())
+    except urllib.error.HTTPError as error:
+        return Reply(error.code, dict(error.headers), error.read())

@@ -19,7 +19,7 @@ def test_an_answer_has_text_reason_and_usage(world: World) -> None:
     assert answer.usage.prompt_tokens == len(request.prompt)
     assert answer.usage.prompt_tokens_details.cached_tokens == 3
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    assert request.sampling.max_tokens == 256 - len(request.prompt)
+    assert request.sampling.max_tokens == 1024 - len(request.prompt)
 
 
 def test_a_stream_is_the_same_text(world: World) -> None:

@@ -58,7 +58,7 @@ class ChatEndpoint:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def __call__(self, request: HttpRequest) -> Response:
+    async def handle(self, request: HttpRequest) -> Response:
         body = await read_body(request, ChatBody, max_bytes=self._service.settings.max_body_bytes)
         chat = await prepare(self._service, body, Asked.of(request, "chatcmpl-"))
         if body.stream:
@@ -113,16 +113,14 @@ def split_calls(chat: Chat, text: str) -> tuple[str, list[dict[str, Any]]] | Non
     """An answer's text and its calls; None where no tools may be called."""
     if (parser := chat.parser()) is None:
         return None
-    content = ""
+    parsed = parser.read(text, last=True)
     calls: list[dict[str, Any]] = []
-    for parsed in (parser.push(text), parser.flush()):
-        content += parsed.content
-        for delta in parsed.calls:
-            if delta.name is not None:
-                calls.append({"id": delta.id, "type": "function", "function": {"name": delta.name, "arguments": delta.arguments}})
-            else:
-                calls[delta.index]["function"]["arguments"] += delta.arguments
-    return content, calls
+    for delta in parsed.calls:
+        if delta.name is not None:
+            calls.append({"id": delta.id, "type": "function", "function": {"name": delta.name, "arguments": delta.arguments}})
+        else:
+            calls[delta.index]["function"]["arguments"] += delta.arguments
+    return parsed.content, calls
 
 
 @dataclass(slots=True)
@@ -164,13 +162,7 @@ class _Chunks:
 
     def _parse(self, index: int, piece: Piece) -> Parsed:
         parser = self.parsers[index]
-        if parser is None:
-            return Parsed(piece.text)
-        parsed = parser.push(piece.text)
-        if piece.finish is not None:
-            rest = parser.flush()
-            parsed = Parsed(parsed.content + rest.content, parsed.calls + rest.calls)
-        return parsed
+        return Parsed(piece.text) if parser is None else parser.read(piece.text, last=piece.finish is not None)
 
     def _finish(self, index: int, finish: str) -> str:
         parser = self.parsers[index]

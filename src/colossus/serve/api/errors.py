@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from colossus.serve.backend import BackendError, Overloaded
-from colossus.spec.errors import ColossusError, nearest
+from colossus.spec.errors import ColossusError
 
 MARK = "~"
 """Begins the names of a union's branches, which are no part of a path in the body."""
@@ -117,8 +117,7 @@ def from_backend(error: BackendError) -> ApiError:
 
 def no_such_model(asked: str, served: str) -> ApiError:
     """The model asked for is not the one here."""
-    hint = nearest(asked, [served]) or f"this server has {served!r}"
-    return ApiError(f"the model {_shown(asked)} does not exist here; {hint}", status=404, param="model", code="model_not_found")
+    return ApiError(f"the model {_shown(asked)} does not exist here; this server has {served!r}", status=404, param="model", code="model_not_found")
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 from colossus.serve.api.errors import ApiError
 from colossus.serve.backend import Backend
@@ -56,10 +57,7 @@ class Reader:
 
     def read(self, output: Output) -> Piece:
         """Raises ApiError where the engine gave the request up."""
-        if output.finish is Finish.ERROR:
-            raise ApiError(output.error or "the engine could not go on with this request", status=500, code="engine_error")
-        if output.finish is Finish.ABORT:
-            raise ApiError(output.error or "the request was ended before its answer was complete", status=504, code="request_ended")
+        _check_end(output)
         piece = Piece(prompt_logprobs=output.prompt_logprobs, num_cached_tokens=output.num_cached_tokens)
         if self._silent:
             piece.finish = None if output.finish is None else Finish.LENGTH.value
@@ -119,6 +117,13 @@ class Reader:
             piece.finish = finish.value
 
 
+def _check_end(output: Output) -> None:
+    if output.finish is Finish.ERROR:
+        raise ApiError(output.error or "the engine could not go on with this request", status=500, code="engine_error")
+    if output.finish is Finish.ABORT:
+        raise ApiError(output.error or "the request was ended before its answer was complete", status=504, code="request_ended")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One answer to be had: its place among the body's answers, its request, and how it is read."""
@@ -139,7 +144,39 @@ async def answer(backend: Backend, task: Task) -> AsyncGenerator[Piece, None]:
                 return
     finally:
         await _close(outputs)
-    raise ApiError("the engine ended this request without an end", status=500, code="engine_error")
+    raise _endless()
+
+
+async def last_outputs(backend: Backend, requests: Sequence[Request]) -> list[Output]:
+    """The last output of each request; one's failure ends all."""
+    workers = [asyncio.create_task(_last_output(backend, request)) for request in requests]
+    try:
+        return await asyncio.gather(*workers)
+    finally:
+        await _end_all(workers)
+
+
+async def _last_output(backend: Backend, request: Request) -> Output:
+    outputs = backend.submit(request)
+    try:
+        async for output in outputs:
+            _check_end(output)
+            if output.finish is not None:
+                return output
+    finally:
+        await _close(outputs)
+    raise _endless()
+
+
+def _endless() -> ApiError:
+    return ApiError("the engine ended this request without an end", status=500, code="engine_error")
+
+
+async def _end_all(workers: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancels those that still run, and waits until they have cleaned up."""
+    for worker in workers:
+        worker.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
 
 
 async def _close(outputs: AsyncIterator[Output]) -> None:
@@ -165,9 +202,7 @@ async def answers(backend: Backend, tasks: Sequence[Task]) -> AsyncGenerator[tup
             left -= item[1].finish is not None
             yield item
     finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        await _end_all(workers)
 
 
 async def _feed(backend: Backend, task: Task, queue: asyncio.Queue[tuple[int, Piece] | Exception]) -> None:

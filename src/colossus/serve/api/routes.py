@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from colossus.serve.api.chat import ChatEndpoint
+from colossus.serve.api.completions import CompletionsEndpoint
+from colossus.serve.api.embeddings import EmbeddingsEndpoint
 from colossus.serve.api.errors import no_such_model, to_json
+from colossus.serve.api.openapi import document
+from colossus.serve.api.responses import ResponsesEndpoint
 from colossus.serve.api.service import Service
 from colossus.serve.api.settings import ApiSettings
 from colossus.serve.api.text import TextModel
+from colossus.serve.api.tokenize import DetokenizeEndpoint, TokenizeEndpoint
 from colossus.serve.backend import Backend
 
 
 def routes(backend: Backend, model: TextModel, settings: ApiSettings | None = None) -> list[Route]:
     """Starlette routes of one model behind one backend. The app adds ``errors.HANDLERS`` as its exception handlers."""
     service = Service(backend, model, settings or ApiSettings())
-    posts = {
-        "/v1/chat/completions": ChatEndpoint(service),
+    models = _Models(service)
+    posts: dict[str, Callable[[Request], Awaitable[Response]]] = {
+        "/v1/chat/completions": ChatEndpoint(service).handle,
+        "/v1/completions": CompletionsEndpoint(service).handle,
+        "/v1/embeddings": EmbeddingsEndpoint(service).handle,
+        "/v1/responses": ResponsesEndpoint(service).handle,
+        "/tokenize": TokenizeEndpoint(service).handle,
+        "/detokenize": DetokenizeEndpoint(service).handle,
     }
     return [
-        *(Route(path, endpoint.__call__, methods=["POST"]) for path, endpoint in posts.items()),
-        Route("/v1/models", _Models(service).list_all, methods=["GET"]),
-        Route("/v1/models/{name:path}", _Models(service).show, methods=["GET"]),
+        *(Route(path, handle, methods=["POST"]) for path, handle in posts.items()),
+        Route("/v1/models", models.list_all, methods=["GET"]),
+        Route("/v1/models/{name:path}", models.show, methods=["GET"]),
+        Route("/openapi.json", _openapi, methods=["GET"]),
     ]
+
+
+async def _openapi(request: Request) -> Response:
+    return _json(document())
 
 
 class _Models:

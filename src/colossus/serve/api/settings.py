@@ -14,11 +14,13 @@ class ApiSettings:
 
     :param model_name: under which the model is served; None takes the model's own.
     :param max_choices: answers that one body may ask for, all its prompts together.
+    :param max_inputs: texts that one body may want embedded.
     :param max_body_bytes: of one body.
     """
 
     model_name: str | None = None
     max_choices: int = 128
+    max_inputs: int = 2048
     max_body_bytes: int = 16 * 2**20
     created_s: int = field(default_factory=lambda: int(time.time()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Protocol, TypeVar
 
@@ -59,6 +59,19 @@ class Text:
         if add_special_tokens and self.model.adds_bos and bos is not None and tokens[:1] != [bos]:
             return [bos, *tokens]
         return tokens
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, as its prompt is echoed: special tokens are written out, and a token writes the same wherever it stands."""
+        detokenizer = self.vocabulary.detokenizer((), skip=())
+        return detokenizer.push(tokens) + detokenizer.flush()
+
+    def offsets(self, tokens: Sequence[int]) -> list[int]:
+        """Where each token begins in their text."""
+        detokenizer, offsets, at = self.vocabulary.detokenizer((), skip=()), [], 0
+        for token in tokens:
+            offsets.append(at)
+            at += len(detokenizer.push((token,)))
+        return offsets
 
     def render(self, messages: list[dict[str, object]], **variables: object) -> str:
         """A conversation by the model's template; what the template refuses is the caller's fault."""
