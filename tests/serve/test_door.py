@@ -18,8 +18,8 @@ import pytest
 from colossus.serve.keys import new_key
 from colossus.serve.settings import DoorSettings, Quota, RouterSettings
 from colossus.spec.errors import EngineError
-from tests.serve.doors import serving
 from tests.serve.clusters import PATIENCE_S, answer, ask, until
+from tests.serve.doors import serving
 
 LOCAL = "127.0.0.1"
 

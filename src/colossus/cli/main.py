@@ -21,6 +21,7 @@ VERBS = {
     "train": "Train a network from a job file, through failures, to the end.",
     "resume": "Go on with a run that was stopped or killed.",
     "sample": "Generate text with a trained model.",
+    "serve": "Serve a model to many users, over an OpenAI-compatible API.",
     "chat": "Talk with a model or a server, in the terminal.",
     "bench": "Load-test a server: latencies, tokens a second, goodput.",
     "report": "Show what a run came to, in the terminal and as a page.",

@@ -84,6 +84,7 @@ class Share:
     cores: tuple[int, ...]
     environment: dict[str, str]
     words: str
+    kind: str = "cpu"
 
 
 def shares(num_replicas: int, *, devices_each: int = 1) -> list[Share]:
@@ -115,4 +116,4 @@ def _device_share(kind: str, name: str, index: int, devices_each: int) -> Share:
     numbers = range(index * devices_each, (index + 1) * devices_each)
     own = ",".join(names[number] if names else str(number) for number in numbers)
     variable = "CUDA_VISIBLE_DEVICES" if kind == "gpu" else "TPU_VISIBLE_CHIPS"
-    return Share(cores=(), environment=worker_environment(kind) | {variable: own}, words=f"{name} {own}")
+    return Share(cores=(), environment=worker_environment(kind) | {variable: own}, words=f"{name} {own}", kind=kind)

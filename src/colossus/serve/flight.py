@@ -22,6 +22,7 @@ class Flight:
         "_place",
         "_ready",
         "_waiter",
+        "ahead_tokens",
         "arrival_s",
         "call",
         "charge_tokens",
@@ -32,6 +33,7 @@ class Flight:
         "last_s",
         "num_crashes",
         "num_losses",
+        "placed_s",
         "prefix",
         "replica",
         "request",
@@ -52,7 +54,9 @@ class Flight:
         self.done = False
         self.timer: asyncio.TimerHandle | None = None
         self.delivered: list[int] = []  # tokens given to the reader
-        self.is_heard = False  # the present engine has sent something
+        self.is_heard = False  # the present engine has sent something of it, that is has read its prompt
+        self.placed_s = arrival_s
+        self.ahead_tokens: int | None = None  # of prompts that the engine reads up to its first token; None where it waits for a place too
         self._place = 0  # tokens that it has sent
         self._ready: deque[Output] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -72,7 +76,6 @@ class Flight:
     def take(self, output: Output) -> Output | None:
         """The part of an engine's output that is new; queued for the reader. None where all of it was delivered before."""
         fresh = self._unseen(output)
-        self.is_heard = True
         if fresh is not None:
             self.delivered += fresh.tokens
             self.put(fresh)

@@ -12,8 +12,6 @@ from colossus.serve.request import Finish, Output
 
 WINDOW_S = 60
 HISTORY_S = 120
-_LONGEST_RETRY_S = 60.0
-_RETRY_S = 2.0  # where nothing was measured yet
 
 # Bounds of the histograms, in seconds and in tokens.
 FIRST_TOKEN_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0)
@@ -151,15 +149,6 @@ class Measures:
     def note_load(self, num_running: int, num_waiting: int, kv_used_fraction: float) -> None:
         """Of this moment; kept with this second."""
         self._second(time.monotonic()).load = (num_running, num_waiting, kv_used_fraction)
-
-    def retry_after_s(self, num_waiting: int) -> float:
-        """When about half of so many waiting requests will have ended, at the pace of the last minute."""
-        seconds = self.seconds(WINDOW_S)
-        ended = sum(second.num_ended for second in seconds)
-        if ended == 0:
-            return _RETRY_S
-        pace = ended / max(1, len(seconds))
-        return min(_LONGEST_RETRY_S, max(1.0, num_waiting / 2 / pace))
 
     def seconds(self, num: int) -> list[Second]:
         """The last ``num`` whole or begun seconds, oldest first, those without any event included."""

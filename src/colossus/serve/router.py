@@ -16,8 +16,8 @@ from colossus.serve.measures import Measures
 from colossus.serve.replicas import Fleet, Loss, Replica
 from colossus.serve.request import EngineStats, Finish, Output, Request
 from colossus.serve.settings import RouterSettings
+from colossus.serve.speeds import Speeds
 
-_LEARN = 0.05  # weight of the newest answer in the mean length of answers
 _STARTING = "the engines are still starting"
 
 
@@ -27,6 +27,7 @@ class _Book:
 
     flights: dict[str, Flight] = field(default_factory=dict)
     num_tokens: int = 0
+    num_unread_tokens: int = 0  # of prompts whose first token has not come
     known: Known = field(default_factory=Known)
     suspect: Flight | None = None  # one whose last engine crashed; two of them on one engine could not be told apart
 
@@ -42,7 +43,7 @@ class Router:
         self._flights: dict[str, Flight] = {}
         self._parked: dict[str, Flight] = {}  # no engine may have them now; in order of arrival
         self._info: EngineInfo | None = None
-        self._mean_answer_tokens = 128.0
+        self._speeds = Speeds(settings, measures)
         self._closed: str | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -117,16 +118,16 @@ class Router:
     # Requests in and out
 
     def _admit(self, request: Request) -> Flight:
-        """Bounds the queue. Raises BackendError for a request that is not taken."""
+        """Asks admission. Raises BackendError for a request that is not taken."""
         if self._closed is not None:
             raise Unavailable(self._closed)
         if self._fleet.failure is not None or self._info is None:
             raise Unavailable(self._fleet.failure or _STARTING)
-        if len(self._flights) >= self._settings.max_in_flight:
+        waiting_tokens = sum(book.num_unread_tokens for book in self._books) + sum(len(flight.request.prompt) for flight in self._parked.values())
+        decision = self._speeds.admit(len(request.prompt), num_in_flight=len(self._flights), num_waiting_prompt_tokens=waiting_tokens)
+        if not decision.admitted:
             self._measures.count_refused()
-            waiting = self._settings.max_waiting
-            message = f"{len(self._flights)} requests are under way, the most that are taken (max waiting {waiting})"
-            raise Overloaded(message, retry_after_s=self._measures.retry_after_s(waiting))
+            raise Overloaded(decision.reason, retry_after_s=decision.retry_after_s or 1.0)
         call, now = current_call.get(), time.monotonic()
         if call is not None:
             request = replace(request, owner=call.owner or request.owner)
@@ -150,6 +151,9 @@ class Router:
         replica, book = self._fleet.replicas[route.index], self._books[route.index]
         flight.replica = replica
         flight.charge_tokens = len(flight.request.prompt) + self._expected_tokens(flight.request)
+        flight.placed_s = time.monotonic()
+        book.num_unread_tokens += len(flight.request.prompt)
+        flight.ahead_tokens = book.num_unread_tokens if len(book.flights) < self._settings.max_running else None
         book.flights[flight.request.id] = flight
         if flight.num_crashes:
             book.suspect = flight
@@ -181,6 +185,7 @@ class Router:
         book = self._books[flight.replica.index]
         if book.flights.pop(flight.request.id, None) is not None:
             book.num_tokens -= flight.charge_tokens
+            self._read(flight, book)
         flight.charge_tokens = 0
         self._count_work(flight.replica)
         flight.replica = None
@@ -238,7 +243,9 @@ class Router:
                 self._deliver(flight, output, book, now)
 
     def _deliver(self, flight: Flight, output: Output, book: _Book, now: float) -> None:
-        num_done = len(output.tokens) + (0 if flight.is_heard else len(flight.request.prompt))
+        if not flight.is_heard and flight.ahead_tokens is not None:
+            self._speeds.learn_prompt(flight.ahead_tokens, now - flight.placed_s)
+        num_done = len(output.tokens) + self._read(flight, book)
         paid_tokens = min(flight.charge_tokens, num_done)
         flight.charge_tokens -= paid_tokens
         book.num_tokens -= paid_tokens
@@ -252,11 +259,19 @@ class Router:
         if fresh.finish is not None:
             self._finish(flight, fresh, output)
 
+    def _read(self, flight: Flight, book: _Book) -> int:
+        """Its engine has read its prompt, or it is taken off: tokens that this makes of it."""
+        if flight.is_heard or flight.replica is None:
+            return 0
+        flight.is_heard = True
+        book.num_unread_tokens -= len(flight.request.prompt)
+        return len(flight.request.prompt)
+
     def _finish(self, flight: Flight, fresh: Output, output: Output) -> None:
         if output.finish is None:  # it is ended here, not by its engine
             self._abort(flight)
         if fresh.finish in (Finish.STOP, Finish.LENGTH):
-            self._mean_answer_tokens += _LEARN * (len(flight.delivered) - self._mean_answer_tokens)
+            self._speeds.learn_answer(len(flight.delivered))
         if flight.call is not None and fresh.error is not None:
             flight.call.error = fresh.error
         self._measures.observe_end(flight, fresh.finish or Finish.ERROR)
@@ -300,7 +315,7 @@ class Router:
         return EngineState(index=replica.index, ready=ready, num_outstanding_tokens=book.num_tokens, num_cached_tokens=cached, num_requests=len(book.flights))
 
     def _expected_tokens(self, request: Request) -> int:
-        return 0 if request.embed else min(request.sampling.max_tokens, round(self._mean_answer_tokens))
+        return 0 if request.embed else self._speeds.expected_tokens(request.sampling.max_tokens)
 
     def _count_work(self, replica: Replica) -> None:
         replica.note_work(len(self._books[replica.index].flights))

@@ -15,6 +15,7 @@ class RouterSettings:
     """Limits of the router and patience with engines.
 
     :param max_waiting: requests beyond those that the engines run at once; more are refused with 429.
+    :param max_ttft_s: a request that would wait longer for its first token is refused with 429; None takes all that the queue holds.
     :param request_timeout_s: from arrival to the last token.
     :param hang_s: an engine that has work and says nothing for so long is taken for hung, and killed.
     :param start_silence_s: the same for one that starts; compiling says little.
@@ -23,13 +24,10 @@ class RouterSettings:
     num_replicas: int = 1
     max_running: int = 64
     max_waiting: int = 512
+    max_ttft_s: float | None = None
     request_timeout_s: float = 600.0
     hang_s: float = 30.0
     start_silence_s: float = 900.0
-
-    @property
-    def max_in_flight(self) -> int:
-        return self.num_replicas * self.max_running + self.max_waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +68,20 @@ class DoorSettings:
     request_log: Path | None = None
 
 
-def options_to_json(options: EngineOptions) -> str:
-    """Engine options as a worker's command line takes them."""
-    data = asdict(options)
-    return json.dumps(data | {"model": str(options.model)})
+@dataclass(frozen=True, kw_only=True)
+class WorkerOrder:
+    """What an engine's process is told on its command line. ``programs``: folder where compiled programs are kept between starts."""
 
+    engine: EngineOptions
+    programs: Path | None = None
 
-def options_from_json(text: str) -> EngineOptions:
-    data: dict[str, Any] = json.loads(text)
-    return EngineOptions(
-        **(data | {"model": Path(data["model"]), "weights": WeightPrecision(data["weights"]), "cache": CachePrecision(data["cache"])}),
-    )
+    def to_json(self) -> str:
+        engine = asdict(self.engine) | {"model": str(self.engine.model)}
+        return json.dumps({"engine": engine, "programs": None if self.programs is None else str(self.programs)})
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkerOrder:
+        data: dict[str, Any] = json.loads(text)
+        engine, programs = data["engine"], data["programs"]
+        kinds = {"model": Path(engine["model"]), "weights": WeightPrecision(engine["weights"]), "cache": CachePrecision(engine["cache"])}
+        return cls(engine=EngineOptions(**(engine | kinds)), programs=None if programs is None else Path(programs))
