@@ -65,10 +65,10 @@ class KernelDecoder:
         hidden_td, *cache = call(*arrays, *cache, **attributes, epsilon=np.float32(self.card.norm_epsilon))
         return hidden_td, Pages(*cache) if pages.k_scale is not None else Pages(cache[0], cache[1])
 
-    def logits(self, weights: Any, hidden_od: jax.Array) -> jax.Array:
+    def logits(self, weights: Any, hidden_od: jax.Array, num_real: jax.Array | None = None) -> jax.Array:
         result = jax.ShapeDtypeStruct((hidden_od.shape[0], self.card.vocab_size), jnp.float32)
-        data, scales = weights["head"]
-        return jax.ffi.ffi_call("colossus_panel_product", result)(hidden_od, data, scales)
+        count = jnp.full((1,), hidden_od.shape[0] if num_real is None else num_real, jnp.int32)
+        return jax.ffi.ffi_call("colossus_panel_product", result)(hidden_od, count, *weights["head"])
 
 
 def kernel_decoder(params: Params, card: ModelCard, *, weight_dtype: Any = jnp.float32, cache_dtype: Any = jnp.float32) -> KernelDecoder:

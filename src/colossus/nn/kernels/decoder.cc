@@ -303,9 +303,12 @@ ffi::Error paged_decoder(ffi::ThreadPool pool, Ints ids, Ints positions, Ints st
   return ffi::Error::Success();
 }
 
-// y (O, N) = x (O, K) times packed weights; `outputs` columns of them.
-ffi::Error panel_product(ffi::ThreadPool pool, Floats x, ffi::AnyBuffer data, Floats scales, ffi::Result<Floats> y) {
-  const long count = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
+// y (O, N) = x (O, K) times packed weights, for the first `real` rows; zeros in the others.
+ffi::Error panel_product(ffi::ThreadPool pool, Floats x, Ints real, ffi::AnyBuffer data, Floats scales, ffi::Result<Floats> y) {
+  const long rows_in = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
+  const long count = std::clamp<long>(real.typed_data()[0], 0, rows_in);
+  std::fill(y->typed_data() + count * outputs, y->typed_data() + rows_in * outputs, 0.0f);
+  if (count == 0) return ffi::Error::Success();
   thread_local Scratch scratch;
   const Panels w = panels_of(data, scales, 0, inputs, outputs);
   const Strips rows = strips_of(w, count, scratch.get(strips_size(count, inputs)));
@@ -343,5 +346,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(colossus_paged_decoder, colossus::paged_decoder,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(colossus_panel_product, colossus::panel_product,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .COLOSSUS_FLOATS.COLOSSUS_PACKED
+                                  .COLOSSUS_FLOATS.COLOSSUS_INTS.COLOSSUS_PACKED
                                   .Ret<colossus::Floats>());
