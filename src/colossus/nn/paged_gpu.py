@@ -79,8 +79,10 @@ ATTENTION = PagedAttention(name="gpu", empty=empty, kv_heads_dim=2, attend=atten
 def _write(pages: Pages, index: int, batch: Batch, k_tnk: jax.Array, v_tnk: jax.Array) -> Pages:
     place = places(batch)
     (k, k_scale), (v, v_scale) = (quantized(new, pages.k.dtype) for new in (k_tnk, v_tnk))
-    put = lambda old, new: None if old is None else old.at[index, place.page_t, :, place.offset_t].set(new)
-    return Pages(*(put(old, new) for old, new in zip(pages, (k, v, k_scale, v_scale), strict=True)))
+    put = lambda old, new: old.at[index, place.page_t, :, place.offset_t].set(new)
+    if pages.k_scale is None or pages.v_scale is None:
+        return Pages(put(pages.k, k), put(pages.v, v))
+    return Pages(put(pages.k, k), put(pages.v, v), put(pages.k_scale, k_scale), put(pages.v_scale, v_scale))
 
 
 def _one_each(batch: Batch) -> Tiles:

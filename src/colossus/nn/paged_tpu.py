@@ -60,7 +60,7 @@ def attend(
     index: int, window: int | None, kernel: Callable[..., jax.Array] = ragged_paged_attention,
 ) -> tuple[jax.Array, Combined]:  # fmt: skip
     """``PagedAttention.attend``. Tests put JAX's own oracle in the kernel's place."""
-    num_tokens, num_heads, head_dim = q_thk.shape
+    num_tokens, _, head_dim = q_thk.shape
     num_kv_heads = k_tnk.shape[1]
     place, kv = places(batch), cache.kv[index]
     more = (0, kv.shape[2] // 2 - num_kv_heads), (0, kv.shape[3] - head_dim)
