@@ -1,0 +1,342 @@
+"""The engine: requests in, tokens out, with one step always on its way to the device while the host deals with the one before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import psutil
+
+from colossus.nn import target
+from colossus.nn.paged import PAGE_TOKENS, PagedDecoder, make_decoder, page_bytes, tp_mesh
+from colossus.nn.parameters import Params
+from colossus.policy.batching import order_named
+from colossus.serve import compiling
+from colossus.serve.backend import EngineInfo
+from colossus.serve.batch import pack
+from colossus.serve.blocks import PagePool
+from colossus.serve.intake import Intake, Refused
+from colossus.serve.options import EngineOptions
+from colossus.serve.programs import MAX_FUSED_STEPS, Programs
+from colossus.serve.request import EngineStats, Finish, Output, Request
+from colossus.serve.results import Flight, LogprobTable, answer, embedding, failure
+from colossus.serve.schedule import Limits, Plan, Scheduler
+from colossus.serve.sequence import Level, Purpose, Sequence, Slots, pages_for
+from colossus.serve.shapes import Shapes
+from colossus.spec.errors import InfeasibleError, Problem, SpecError
+from colossus.spec.model import ModelCard
+
+_NEW_SHARE = 0.2  # of the newest measurement in a step's mean time
+
+
+class EngineModel(Protocol):
+    """What an engine needs of a model; ``serve.model.ServedModel`` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def card(self) -> ModelCard: ...
+    def load_params(self) -> Params: ...
+
+
+@dataclass(kw_only=True, slots=True)
+class _Counts:
+    """Since the start."""
+
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    busy_s: float = 0.0
+
+
+class Engine:
+    """One model on one machine. Call ``warm_up`` first, then ``step`` for as long as it ``has_work``. Not for several threads."""
+
+    def __init__(self, model: EngineModel, options: EngineOptions) -> None:
+        self._start_s = time.time()
+        _check(options)
+        self._model, self._options = model, options
+        card = model.card
+        self._decoder = make_decoder(model.load_params(), card, weights=options.weights, cache=options.cache, mesh=tp_mesh(card, options.tp))
+        self._num_pages, self._max_sequence_tokens = _sizes(card, options)
+        self._pool = PagePool(self._num_pages)
+        max_pages = int(pages_for(self._max_sequence_tokens + options.max_fused_steps))
+        self._slots = Slots(options.max_running, max_pages, card.vocab_size)
+        self._shapes = _shapes(self._decoder, options, max_pages)
+        self._programs = Programs(self._decoder, num_pages=self._num_pages, num_slots=options.max_running)
+        self._scheduler = Scheduler(self._pool, self._slots, _limits(options))
+        self._intake = Intake(model, options, self._max_sequence_tokens)
+        self._sequences: dict[str, Sequence] = {}
+        self._ready: list[Output] = []  # outputs that no step brings: errors, aborted requests
+        self._flight: Flight | None = None
+        self._counts = _Counts()
+        self._step_s: dict[int, float] = {}  # of decoding, by number of rows (to a power of two)
+        self._last_read_s = 0.0
+        self._num_compiled_before = compiling.num_compiled()
+        self._ready_s = 0.0
+
+    def warm_up(self, progress: Callable[[str], None]) -> None:
+        """Compiles all programs; after it nothing is compiled any more."""
+        keys = self._shapes.keys
+        self._programs.compile(keys, lambda number, key: progress(f"compiled {number + 1} of {len(keys)}: {key}"))
+        self._num_compiled_before = compiling.num_compiled()
+        self._ready_s = time.time() - self._start_s
+
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            model=self._model.name,
+            max_sequence_tokens=self._max_sequence_tokens,
+            vocab_size=self._model.card.vocab_size,
+            num_pages=self._pool.num_pages,
+            page_tokens=PAGE_TOKENS,
+            weights=str(self._options.weights),
+            cache=str(self._options.cache),
+            device=jax.devices()[0].device_kind,
+            start_s=self._ready_s,
+            num_programs=self._programs.num_compiled,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences or self._ready or self._flight)
+
+    def add(self, request: Request) -> None:
+        """Takes a request; what is wrong with it becomes its output."""
+        try:
+            if request.id in self._sequences:
+                raise Refused(f"a request with id {request.id} is being served already")
+            sequence = self._intake.sequence(request)
+        except Refused as error:
+            self._ready.append(failure(request.id, str(error)))
+            return
+        self._sequences[request.id] = sequence
+        self._scheduler.add(sequence)
+        if sequence.limit == sequence.num_prompt and sequence.purpose is Purpose.ANSWER:  # nothing to draw, nothing to compute
+            self._ready.append(self._end(sequence, [], Finish.LENGTH, None))
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request now; what is on its way for it is dropped. Unknown ids are those that ended by themselves meanwhile."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._ready.append(self._end(sequence, [], Finish.ABORT, None))
+
+    def reset_prefix_cache(self) -> None:
+        """What was computed before is not shared any more."""
+        self._pool.forget_all()
+        self._scheduler.forget_keys()
+
+    def step(self) -> list[Output]:
+        """Dispatches a step, and returns what the one before it brought. Where no request can go on before that is known, it is read first."""
+        began_s = time.perf_counter()
+        outputs, self._ready = self._ready, []
+        before, self._flight = self._flight, self._dispatch()
+        if before is not None:
+            outputs += self._read(before)
+            if self._flight is None:
+                self._flight = self._dispatch()
+        self._counts.busy_s += time.perf_counter() - began_s
+        return outputs
+
+    def stats(self) -> EngineStats:
+        counts, scheduler = self._counts, self._scheduler
+        return EngineStats(
+            time_s=time.time(),
+            num_running=len(scheduler.rows),
+            num_waiting=len(scheduler.waiting),
+            num_pages=self._pool.num_pages,
+            num_used_pages=self._pool.num_used,
+            num_cached_pages=self._pool.num_cached,
+            num_steps=counts.num_steps,
+            num_prompt_tokens=counts.num_prompt_tokens,
+            num_cached_tokens=scheduler.num_cached_tokens,
+            num_output_tokens=counts.num_output_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            num_drafted_tokens=counts.num_drafted_tokens,
+            num_accepted_tokens=counts.num_accepted_tokens,
+            num_compilations=compiling.num_compiled() - self._num_compiled_before,
+            busy_s=counts.busy_s,
+        )
+
+    def _dispatch(self) -> Flight | None:
+        scheduler = self._scheduler
+        plan = scheduler.plan(self._step_s.get(len(scheduler.rows).bit_length()))
+        for sequence in scheduler.take_entered():
+            if sequence.level >= Level.EDITED and sequence.slot is not None:
+                answer_so_far = sequence.tokens[sequence.num_prompt : sequence.num_known]
+                self._programs.enter(sequence.slot, sequence.tokens[: sequence.num_prompt], answer_so_far, dict(sequence.request.sampling.logit_bias))
+        if plan is None:
+            return None
+        packed = pack(plan, self._slots, self._shapes)
+        dispatched_s = time.perf_counter()
+        outputs = self._programs.run(*packed)
+        self._count(plan)
+        scheduler.dispatched(plan)
+        num_preemptions = [sequence.num_preemptions for sequence in plan.sequences]
+        return Flight(plan=plan, key=packed.key, outputs=outputs, num_preemptions=num_preemptions, dispatched_s=dispatched_s)
+
+    def _count(self, plan: Plan) -> None:
+        self._counts.num_steps += plan.num_steps
+        unread = self._slots.num_prompt[plan.slots] - plan.computed
+        self._counts.num_prompt_tokens += int(unread.clip(0).clip(max=plan.counts).sum())
+
+    def _read(self, flight: Flight) -> list[Output]:
+        """Waits for a step and gives its results to their requests."""
+        plan = flight.plan
+        for sequence in plan.sequences:
+            sequence.num_flights -= 1
+        if plan.purpose is Purpose.SCORE:
+            return self._read_scores(flight)
+        if plan.purpose is Purpose.EMBED:
+            return self._read_embeddings(flight)
+        drawn = flight.drawn()
+        self._measure(flight)
+        table = None if flight.outputs.logprobs is None else LogprobTable(flight.outputs.logprobs)
+        outputs = []
+        for row, (sequence, draws) in enumerate(zip(plan.sequences, plan.draws.tolist(), strict=True)):
+            if draws and not sequence.ended:
+                if plan.drafts is not None:
+                    self._check_guess(sequence, plan.drafts[row], drawn[row])
+                outputs.append(self._extend(sequence, drawn[row], table, row))
+        return outputs
+
+    def _measure(self, flight: Flight) -> None:
+        now_s = time.perf_counter()
+        if flight.plan.decodes:
+            step_s = (now_s - max(self._last_read_s, flight.dispatched_s)) / flight.plan.num_steps
+            size = len(flight.plan.slots).bit_length()
+            mean_s = self._step_s.get(size)
+            self._step_s[size] = step_s if mean_s is None else mean_s + _NEW_SHARE * (step_s - mean_s)
+        self._last_read_s = now_s
+
+    def _check_guess(self, sequence: Sequence, guess: list[int], drawn: list[int]) -> None:
+        if guess:
+            num_accepted = len(drawn) - 1
+            self._counts.num_drafted_tokens += len(guess)
+            self._counts.num_accepted_tokens += num_accepted
+            assert sequence.drafter is not None
+            sequence.drafter.learn(len(guess), num_accepted)
+
+    def _extend(self, sequence: Sequence, drawn: list[int], table: LogprobTable | None, row: int) -> Output:
+        """Drawn tokens become part of the answer, up to a stop token or the limit."""
+        drawn, finish = self._cut(sequence, drawn)
+        known = sequence.num_known
+        sequence.tokens[known : known + len(drawn)] = drawn
+        sequence.num_known = known + len(drawn)
+        kept = drawn[:-1] if finish is Finish.STOP and drawn[-1] in sequence.stops else drawn
+        self._counts.num_output_tokens += len(kept)
+        logprobs = self._logprobs(sequence, kept, table, row)
+        if finish is not None:
+            return self._end(sequence, kept, finish, logprobs)
+        self._scheduler.extended(sequence, drawn)
+        return answer(sequence, kept, None, logprobs)
+
+    def _cut(self, sequence: Sequence, drawn: list[int]) -> tuple[list[int], Finish | None]:
+        room = sequence.limit - sequence.num_known
+        for place, token in enumerate(drawn[:room]):
+            if token in sequence.stops:
+                return drawn[: place + 1], Finish.STOP
+            if sequence.matcher is not None:
+                sequence.matcher.accept(token)
+                if sequence.matcher.is_done:
+                    return drawn[: place + 1], Finish.STOP
+        return drawn[:room], Finish.LENGTH if len(drawn) >= room else None
+
+    def _logprobs(self, sequence: Sequence, tokens: list[int], table: LogprobTable | None, row: int) -> Any:
+        num_top = sequence.request.sampling.num_logprobs
+        if num_top is None or table is None:
+            return None
+        return tuple(table.entry(row, token, num_top) for token in tokens)
+
+    def _read_scores(self, flight: Flight) -> list[Output]:
+        assert flight.outputs.logprobs is not None
+        table, outputs, start = LogprobTable(flight.outputs.logprobs), [], 0
+        plan = flight.plan
+        for row, sequence in enumerate(plan.sequences):
+            first, count = int(plan.computed[row]), int(plan.counts[row])
+            void = sequence.purpose is Purpose.SCORE and sequence.num_preemptions != flight.num_preemptions[row]
+            if not (sequence.ended or void):
+                num_top = sequence.request.sampling.num_prompt_logprobs or 0
+                tokens = sequence.tokens[first + 1 : first + 1 + count].tolist()
+                sequence.scores += [table.entry(start + place, token, num_top) for place, token in enumerate(tokens)]
+                if len(sequence.scores) == sequence.num_prompt - 1 and sequence.limit == sequence.num_prompt:
+                    outputs.append(self._end(sequence, [], Finish.LENGTH, None))
+            start += count
+        return outputs
+
+    def _read_embeddings(self, flight: Flight) -> list[Output]:
+        assert flight.outputs.hidden_rd is not None
+        plan, sums_rd, outputs = flight.plan, jax.device_get(flight.outputs.hidden_rd), []
+        for row, sequence in enumerate(plan.sequences):
+            if sequence.ended or sequence.num_preemptions != flight.num_preemptions[row]:
+                continue
+            sequence.hidden_sum = sums_rd[row] + (0 if sequence.hidden_sum is None else sequence.hidden_sum)
+            if plan.computed[row] + plan.counts[row] == sequence.num_prompt:
+                outputs.append(embedding(sequence))
+                self._end(sequence, [], Finish.STOP, None)
+        return outputs
+
+    def _end(self, sequence: Sequence, tokens: list[int], finish: Finish, logprobs: Any) -> Output:
+        self._scheduler.remember(sequence)
+        self._scheduler.remove(sequence)
+        del self._sequences[sequence.request.id]
+        if finish is not Finish.ABORT:
+            self._scheduler.learn_answer(sequence)
+        return answer(sequence, tokens, finish, logprobs)
+
+
+def _check(options: EngineOptions) -> None:
+    rules = [
+        ("max_running", options.max_running, options.max_running >= 1, "must be 1 or more"),
+        ("max_step_tokens", options.max_step_tokens, options.max_step_tokens >= options.max_running, f"must be at least max_running = {options.max_running}"),
+        ("max_fused_steps", options.max_fused_steps, 1 <= options.max_fused_steps <= MAX_FUSED_STEPS, f"must be from 1 to {MAX_FUSED_STEPS}"),
+        ("num_draft_tokens", options.num_draft_tokens, 0 <= options.num_draft_tokens <= 16, "must be from 0 to 16"),
+    ]
+    problems = [Problem(path=name, value=str(value), rule=rule) for name, value, good, rule in rules if not good]
+    if problems:
+        raise SpecError("engine options", problems)
+
+
+def _limits(options: EngineOptions) -> Limits:
+    return Limits(
+        max_step_tokens=options.max_step_tokens,
+        max_fused_steps=options.max_fused_steps,
+        num_draft_tokens=options.num_draft_tokens,
+        prefix_caching=options.prefix_caching,
+        order=order_named(options.policy),
+    )
+
+
+def _shapes(decoder: PagedDecoder, options: EngineOptions, max_pages: int) -> Shapes:
+    return Shapes(
+        max_rows=options.max_running,
+        max_tokens=options.max_step_tokens,
+        max_pages=max_pages,
+        num_drafts=options.num_draft_tokens,
+        ragged=getattr(decoder, "ragged", False),
+    )
+
+
+def _sizes(card: ModelCard, options: EngineOptions) -> tuple[int, int]:
+    """Pages of the cache, nobody's included, and tokens that one sequence may have."""
+    wanted = min(card.max_sequence_tokens, options.max_sequence_tokens or card.max_sequence_tokens)
+    each_bytes = page_bytes(card, str(options.cache))
+    if options.kv_bytes is not None:
+        num_pages = options.kv_bytes // each_bytes
+    else:
+        num_pages = min(options.max_running * int(pages_for(wanted)) + 1, _free_bytes() // 2 // each_bytes)
+    if num_pages < 2:
+        given_bytes = _free_bytes() if options.kv_bytes is None else options.kv_bytes
+        raise InfeasibleError(f"the cache needs at least {2 * each_bytes} bytes, there are {given_bytes}", hint="a smaller model, or cache int8")
+    return num_pages, min(wanted, (num_pages - 1) * PAGE_TOKENS)
+
+
+def _free_bytes() -> int:
+    if target.platform() == "cpu":
+        return int(psutil.virtual_memory().available)
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0))
