@@ -13,8 +13,10 @@ import aiohttp
 
 from colossus.serve.load.prompts import Prompts, chat_messages
 from colossus.serve.load.sample import Sample
-from colossus.serve.load.server import Server, said
+from colossus.serve.load.server import Line, Server, said
 from colossus.serve.load.workload import Ask
+
+_STALE_S = 0.25  # a connection that its server has closed says so sooner
 
 
 class Endpoint(StrEnum):
@@ -73,8 +75,19 @@ async def ask_server(session: aiohttp.ClientSession, target: Target, sample: Sam
 
 
 async def _converse(session: aiohttp.ClientSession, target: Target, body: bytes, sample: Sample, now_s: Callable[[], float]) -> None:
+    """Some servers close a kept connection without a word; a request that meets that at once is sent again, as every HTTP client does."""
+    while True:
+        line, begin_s = Line(), now_s()
+        try:
+            return await _listen(session, target, body, sample, now_s, line)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if not line.reused or sample.texts_s or now_s() - begin_s > _STALE_S:
+                raise
+
+
+async def _listen(session: aiohttp.ClientSession, target: Target, body: bytes, sample: Sample, now_s: Callable[[], float], line: Line) -> None:
     url = target.server.url + target.endpoint.path
-    async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as response:
+    async with session.post(url, data=body, headers={"Content-Type": "application/json"}, trace_request_ctx=line) as response:
         if response.status != 200:
             _fail(sample, str(response.status), said(await response.text()))
             return
