@@ -76,7 +76,8 @@ class FakePrograms:
 
     def _draw(self, key: Key, parts: Any, texts: dict[int, list[int]]) -> np.ndarray:
         drawn = np.zeros((MAX_FUSED_STEPS, key.num_rows), np.int64)
-        for row, text in texts.items():
+        for row, known in texts.items():
+            text = known
             for step in range(int(parts.num_steps[0])):
                 token = next_token(text, int(parts.seeds[row]))
                 drawn[step, row] = token

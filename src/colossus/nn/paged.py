@@ -38,8 +38,13 @@ _WEIGHTS = ("float32", "bfloat16", "int8")
 class PagedDecoder(Protocol):
     """A model made ready for serving. The functions are traced inside the engine's own programs; weights and pages are their inputs."""
 
-    card: ModelCard
-    weights: Any  # a pytree, on the device
+    @property
+    def card(self) -> ModelCard: ...
+
+    @property
+    def weights(self) -> Any:
+        """A pytree, on the device or cut over a mesh."""
+        ...
 
     def empty_pages(self, num_pages: int) -> Any:
         """A cache of zeros."""
