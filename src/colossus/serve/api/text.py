@@ -60,6 +60,17 @@ class Text:
             return [bos, *tokens]
         return tokens
 
+    def check_length(self, text: str, max_tokens: int, param: str) -> None:
+        """Refuses a text that must have too many tokens without counting them: millions of characters take seconds to tokenize.
+
+        A normalizer may join characters before they are counted, at most four of them.
+        """
+        longest = self.vocabulary.max_token_bytes
+        joined = 1 if self.tokenizer.normalizer is None else 4
+        if longest is not None and len(text) > max_tokens * longest * joined:
+            words = f"{len(text)} characters are more than the {max_tokens} tokens that the model takes: shorten them"
+            raise ApiError(words, param=param, code="context_length_exceeded")
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, as its prompt is echoed: special tokens are written out, and a token writes the same wherever it stands."""
         detokenizer = self.vocabulary.detokenizer((), skip=())
