@@ -15,6 +15,7 @@ TARGETS = tuple(
     for name in (
         "attention_forward", "attention_backward", "matmul", "cross_entropy", "rms_norm", "rms_norm_backward", "swiglu",
         "swiglu_backward", "rope",
+        "argmax", "sample", "logprobs",
     )
 )  # fmt: skip
 
