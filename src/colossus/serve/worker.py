@@ -20,6 +20,8 @@ import traceback
 from dataclasses import asdict
 from typing import Any
 
+import psutil
+
 from colossus.serve.frames import RECEIVE_BYTES, Frames, frame
 from colossus.serve.request import Request
 from colossus.serve.settings import WorkerOrder
@@ -133,7 +135,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(line: Line, order_json: str) -> None:
-    begin = time.perf_counter()
     line.say("progress", text="opening the model")
     from colossus.serve.compiling import keep_compiled_programs
     from colossus.serve.engine import Engine
@@ -146,7 +147,7 @@ def _serve(line: Line, order_json: str) -> None:
     engine.warm_up(lambda text: line.say("progress", text=text))
     gc.collect()
     gc.freeze()  # what lives from here on to the end need not be looked through again and again
-    info = asdict(engine.info()) | {"start_s": time.perf_counter() - begin}
+    info = asdict(engine.info()) | {"start_s": time.time() - psutil.Process().create_time()}
     line.say("ready", info=info)
     Worker(line, engine).run()
 
