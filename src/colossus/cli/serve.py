@@ -78,13 +78,13 @@ def command(model: str, **options: Any) -> None:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     check_exposure(options["host"], options["api_keys"], no_auth=options["no_auth"])
-    path = find_model(model, options["runs"], talk().print)
+    found = find_model(model, options["runs"], talk().print)
     from colossus.serve.model import open_model
 
-    served = open_model(path)
-    name = options["name"] or served.name
+    served = open_model(found.path)
+    name = options["name"] or found.name or served.name
     folder = serve_folder(options["runs"], name)
-    code = _serve(served, name, path, folder, options)
+    code = _serve(served, name, found.path, folder, options)
     if code:
         raise click.exceptions.Exit(code)
 
