@@ -100,8 +100,8 @@ def served(model: Model, a: argparse.Namespace) -> dict[str, Start]:
     if a.vllm and model.folder:
         flags = ["--dtype", "float32", "--max-num-seqs", "32", "--max-model-len", "512", "--no-enable-prefix-caching"]
         environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": a.vllm_bind, "VLLM_NO_USAGE_STATS": "1"}
-        command = [str(a.vllm / "bin" / "vllm"), "serve", str(model.folder), *flags]
-        found["vllm f32"] = lambda: Served("vllm", lambda port: [*command, "--port", str(port)], environment)
+        vllm = [str(a.vllm / "bin" / "vllm"), "serve", str(model.folder), *flags]
+        found["vllm f32"] = lambda: Served("vllm", lambda port: [*vllm, "--port", str(port)], environment)
     if a.llama_cpp:
         for kind, file in model.gguf.items():
             flags = ["-np", "32", "-c", str(32 * 288), "-t", "2", "--no-cache-prompt"]

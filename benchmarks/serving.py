@@ -36,6 +36,10 @@ _ENVIRONMENT = {
 }
 
 
+# Told to end, we end our children first.
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 class Failed(Exception):
     """An engine did not start or broke off; in its own last words."""
 

@@ -27,6 +27,7 @@ class Script:
     fail_words: str = "scripted"
     cut_after: int | None = None  # events, then the connection is gone
     error_after: int | None = None  # events, then an error event
+    drops_kept_lines: bool = False  # closes each connection after its answer, without a word before
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     num_gone: int = 0  # clients that left before the end
@@ -132,6 +133,9 @@ async def _stream(request: web.Request, choice: Any, first_event: dict[str, Any]
         raise
     finally:
         script.at_once -= 1
+    if script.drops_kept_lines:
+        await response.write_eof()
+        asyncio.get_running_loop().call_soon(request.transport.close)  # type: ignore[union-attr]
     return response
 
 

@@ -264,6 +264,12 @@ def test_answers_that_break_off_are_failures(script, kind):
     assert point.errors == {kind: 1} and point.num_completed == 0 and point.output_tokens_per_s == 0
 
 
+def test_a_connection_that_was_closed_in_silence_is_no_failure():
+    with serving(Script(drops_kept_lines=True)) as script:
+        [point] = play(closed(script.url, clients=2, requests=60, num_warmup_requests=0)).points
+    assert point.num_completed == 60 and not point.errors
+
+
 def test_what_a_server_does_not_tell_is_said():
     with serving(Script(usage=False, tokenizer=False)) as script:
         test = play(closed(script.url, requests=2, num_warmup_requests=0))

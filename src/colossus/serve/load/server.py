@@ -45,7 +45,8 @@ def base_url(url: str) -> str:
 async def connections(api_key: str | None = None) -> AsyncIterator[aiohttp.ClientSession]:
     """A session that opens as many connections as there are requests, and keeps them."""
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
-    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None), headers=headers(api_key), read_bufsize=2**18) as session:
+    never = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=connector, timeout=never, headers=headers(api_key), read_bufsize=2**18) as session:
         yield session
 
 
