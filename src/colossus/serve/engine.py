@@ -83,7 +83,7 @@ class Engine:
     def warm_up(self, progress: Callable[[str], None]) -> None:
         """Compiles all programs; after it nothing is compiled any more."""
         keys = self._shapes.keys
-        self._programs.compile(keys, lambda number, key: progress(f"compiling {number + 1} of {len(keys)}: {key}"))
+        self._programs.compile(keys, lambda number, key: progress(f"compiled {number + 1} of {len(keys)}: {key}"))
         self._num_compiled_before = compiling.num_compiled()
         self._ready_s = time.time() - self._start_s
 

@@ -7,6 +7,7 @@ The last token of each slot stays on the device, so that the next step can be on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,12 +17,14 @@ import numpy as np
 
 from colossus.nn.paged import Batch, PagedDecoder, Pages
 from colossus.nn.sampling import Controls, Edits, Logprobs, edit, greedy, sample, token_logprobs
+from colossus.serve.compiling import ProgramStore
 from colossus.serve.sequence import MAX_BIASES
 from colossus.serve.shapes import Key, Kind
 
 NUM_TOP = 20  # likeliest tokens whose log-probabilities can be asked for
 MAX_FUSED_STEPS = 16
 _MASK_BITS = 32
+_NUM_COMPILERS = 2  # one traces while the other waits for XLA
 
 
 class State(NamedTuple):
@@ -67,11 +70,15 @@ class Programs:
         return len(self._compiled)
 
     def compile(self, keys: Sequence[Key], progress: Callable[[int, Key], None]) -> None:
-        """Makes every program, and runs each once on nothing, so that the first request meets no first time."""
-        for number, key in enumerate(keys):
-            progress(number, key)
-            self._compiled[key] = self._lowered(key).compile()
-            jax.block_until_ready(self.run(key, *_nothing(key)))
+        """Makes every program, or reads it from the disk, and runs each once on nothing, so that the first request meets no first time."""
+        inputs = _abstract((self._decoder.weights, self._state, self._edits))
+        store = ProgramStore(repr((type(self._decoder).__name__, self._decoder.card, inputs)))
+        make = lambda key: store.get_or_make(repr(key), partial(self._lowered, key, *inputs))
+        with ThreadPoolExecutor(_NUM_COMPILERS) as pool:
+            for number, (key, program) in enumerate(zip(keys, pool.map(make, keys), strict=True)):
+                self._compiled[key] = program
+                jax.block_until_ready(self.run(key, *_nothing(key)))
+                progress(number, key)
         self.enter(self._num_slots, np.zeros(0, np.int32), np.zeros(0, np.int32), {})
 
     def run(self, key: Key, ints: np.ndarray, floats: np.ndarray, masks: np.ndarray | None = None) -> Outputs:
@@ -101,14 +108,19 @@ class Programs:
             self._free_masks[num_rows] = self._put(np.full((num_rows, words), 0xFFFFFFFF, np.uint32))
         return self._free_masks[num_rows]
 
-    def _lowered(self, key: Key) -> Any:
+    def _lowered(self, key: Key, weights: Any, state: Any, edits: Any) -> Any:
         layout = key.layout
         inputs = [jax.ShapeDtypeStruct((layout.num_ints,), jnp.int32), jax.ShapeDtypeStruct((layout.num_floats,), jnp.float32)]
         step = partial(_STEPS[key.kind], self._decoder, key)
         if key.kind is not Kind.EDITED:
-            return jax.jit(step, donate_argnums=1).lower(self._decoder.weights, self._state, *inputs)
+            return jax.jit(step, donate_argnums=1).lower(weights, state, *inputs)
         masks = jax.ShapeDtypeStruct((key.num_rows, mask_words(self._decoder.card.vocab_size)), jnp.uint32)
-        return jax.jit(step, donate_argnums=(1, 4)).lower(self._decoder.weights, self._state, *inputs, self._edits, masks)
+        return jax.jit(step, donate_argnums=(1, 4)).lower(weights, state, *inputs, edits, masks)
+
+
+def _abstract(tree: Any) -> Any:
+    """Shapes and places alone: the arrays themselves are given away with every step."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
 
 
 def mask_words(vocab_size: int) -> int:

@@ -134,7 +134,7 @@ class Scheduler:
     def dispatched(self, plan: Plan) -> None:
         """The plan is on its way to the device."""
         slots, rows = self.slots, plan.slots
-        slots.held[rows] = slots.waits[rows]
+        slots.held[rows] = slots.waits[rows] & plan.draws
         slots.fresh[rows[plan.draws]] = plan.drafts is not None
         if plan.drafts is None:
             slots.computed[rows] += plan.counts * plan.num_steps
