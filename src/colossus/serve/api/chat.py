@@ -19,7 +19,7 @@ from colossus.serve.api.generation import Piece, Task, Whole, answers, whole
 from colossus.serve.api.logprobs import chat_logprobs
 from colossus.serve.api.sampling import make_sampling, room
 from colossus.serve.api.sending import DONE, EventStream, WholeAnswer
-from colossus.serve.api.service import Asked, Service, checked_grammar
+from colossus.serve.api.service import Asked, Service
 from colossus.serve.api.usage import Usage
 from colossus.serve.tools import MARKERS, CallDelta, Parsed, ToolForm, ToolParser
 
@@ -71,7 +71,7 @@ async def prepare(service: Service, body: ChatBody, asked: Asked) -> Chat:
     service.check_model(body.model)
     bounds = service.bounds
     use = ToolUse.of(body)
-    grammar = await checked_grammar(grammar_of(body, use))
+    grammar = await grammar_of(body, use)
     prompt = await encode_chat(service.text, body, use)
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     max_tokens = room(len(prompt), wanted, bounds, param="messages")

@@ -19,7 +19,7 @@ from colossus.serve.api.generation import Piece, Task, Whole, answers, whole
 from colossus.serve.api.logprobs import CompletionLogprobs
 from colossus.serve.api.sampling import check_tokens, make_sampling, room
 from colossus.serve.api.sending import DONE, EventStream, WholeAnswer
-from colossus.serve.api.service import Asked, Service, checked_grammar
+from colossus.serve.api.service import Asked, Service
 from colossus.serve.api.text import off_loop
 from colossus.serve.api.usage import Usage
 from colossus.serve.request import TokenLogprob
@@ -102,7 +102,7 @@ async def prepare(service: Service, body: CompletionBody, asked: Asked) -> Compl
     """The prompts and the sampling of a body; raises ApiError where it breaks a rule."""
     service.check_model(body.model)
     bounds = service.bounds
-    grammar = await checked_grammar(grammar_of(body))
+    grammar = await grammar_of(body)
     prompts = await encode_prompts(service, body.prompt, add_special_tokens=body.add_special_tokens is not False)
     samplings = []
     for prompt in prompts:

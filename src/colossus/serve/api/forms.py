@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+from llguidance import LLMatcher
 
 from colossus.serve.api.conversation import ToolUse
 from colossus.serve.api.errors import ApiError
@@ -21,25 +24,33 @@ from colossus.serve.grammar import (
 )
 
 
-def grammar_of(body: Drawing, use: ToolUse | None = None) -> str | None:
-    """The grammar of a body's answers; None for free text."""
-    asked = _asked(body)
-    if len(asked) > 1:
-        raise ApiError(f"one form at a time: {' and '.join(asked)} were asked for", param=list(asked)[1])
-    made: tuple[str, Callable[[], str]] | None = next(iter(asked.items()), None)
-    if use is not None and use.required:
-        made = ("tools", lambda: tool_grammar(use.allowed, required=True, parallel=use.parallel))
-    elif use is not None and use.tools and made is not None:
-        raise ApiError(f"{made[0]} and tools that may be called exclude each other: set tool_choice to 'none' or 'required'", param=made[0])
-    elif use is not None and any(tool.function.strict for tool in use.tools):
-        made = ("tools", lambda: tool_grammar(use.allowed, required=False, parallel=use.parallel))
-    if made is None:
+async def grammar_of(body: Drawing, use: ToolUse | None = None) -> str | None:
+    """The grammar of a body's answers, found to be one; None for free text."""
+    chosen = _chosen(_asked(body), use)
+    if chosen is None:
         return None
-    param, make = made
+    param, make = chosen
     try:
-        return make()
+        grammar = make()
     except GrammarError as error:
         raise ApiError(f"{param}: {error}", param=param, code="invalid_grammar") from None
+    if problem := await asyncio.to_thread(LLMatcher.validate_grammar, grammar, None):
+        raise ApiError(f"{param}: the form cannot be enforced: {problem}", param=param, code="invalid_grammar")
+    return grammar
+
+
+def _chosen(asked: dict[str, Callable[[], str]], use: ToolUse | None) -> tuple[str, Callable[[], str]] | None:
+    """The one form that counts, by its field. Tools that must be called go before others; those that may be called exclude them."""
+    if len(asked) > 1:
+        raise ApiError(f"one form at a time: {' and '.join(asked)} were asked for", param=list(asked)[1])
+    form = next(iter(asked.items()), None)
+    if use is None or not use.tools:
+        return form
+    if form is not None and not use.required:
+        raise ApiError(f"{form[0]} and tools that may be called exclude each other: set tool_choice to 'none' or 'required'", param=form[0])
+    if use.required or any(tool.function.strict for tool in use.tools):
+        return "tools", lambda: tool_grammar(use.allowed, required=use.required, parallel=use.parallel)
+    return None
 
 
 def _asked(body: Drawing) -> dict[str, Callable[[], str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Collection, Sequence
@@ -91,15 +90,3 @@ class Service:
         stops = Stops(body.stops, keep=bool(body.include_stop_str_in_output)) if body.stops else None
         reader = Reader(detokenizer, stops, request=request, own_stop_ids=frozenset(body.stop_token_ids or ()), silent=silent)
         return Task(index=index, request=request, reader=reader)
-
-
-async def checked_grammar(grammar: str | None) -> str | None:
-    """The grammar, once it has been found to be one; what is wrong with it is the caller's fault."""
-    if grammar is None:
-        return None
-    from llguidance import LLMatcher  # only bodies that ask for a form pay for it
-
-    problem = await asyncio.to_thread(LLMatcher.validate_grammar, grammar, None)
-    if problem:
-        raise ApiError(f"the form asked for cannot be enforced: {problem}", param="response_format", code="invalid_grammar")
-    return grammar
