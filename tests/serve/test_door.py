@@ -273,6 +273,7 @@ def test_foreign_pages_and_foreign_names(tmp_path):
     run(main())
 
 
+@pytest.mark.slow
 def test_engines_that_cannot_start_end_the_door_in_words(tmp_path):
     async def main():
         for options, words in (
@@ -286,6 +287,7 @@ def test_engines_that_cannot_start_end_the_door_in_words(tmp_path):
     run(main())
 
 
+@pytest.mark.slow
 def test_failed_starts_are_tried_again(tmp_path):
     async def main():
         async with serving(tmp_path, num_failing_starts=2) as served:
@@ -369,6 +371,7 @@ def test_drain_lets_running_requests_end(tmp_path):
     run(main())
 
 
+@pytest.mark.slow
 def test_drain_has_an_end(tmp_path):
     async def main():
         with Program(tmp_path, token_s=0.01, mark=str(tmp_path), door={"drain_s": 0.5}) as program:
@@ -383,6 +386,7 @@ def test_drain_has_an_end(tmp_path):
     run(main())
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path):
     async def main():
         with Program(tmp_path, token_s=0.01, ignores_stop=True, mark=str(tmp_path), door={"drain_s": 300}) as program:
@@ -399,6 +403,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
     run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 def test_no_engine_outlives_a_killed_door(tmp_path, stopped):
     with Program(tmp_path, token_s=0.01, mark=str(tmp_path), routing={"num_replicas": 2}) as program:

@@ -13,7 +13,7 @@ from colossus.policy.restart import MAX_FAILED_STARTS
 from colossus.serve.frames import MAX_FRAME_BYTES, Frames, frame
 from colossus.serve.options import EngineOptions, WeightPrecision
 from colossus.serve.replicas import State
-from colossus.serve.settings import RouterSettings, WorkerOrder
+from colossus.serve.settings import RouterSettings, options_from_json, options_to_json
 from colossus.spec.errors import EngineError
 from colossus.spec.machine import Chip
 from tests.serve.clusters import answer, ask, cluster, collect, lives, tokens, until
@@ -34,11 +34,9 @@ def test_what_is_no_frame_is_an_error(data):
     assert int.from_bytes(b"GET ", "big") > MAX_FRAME_BYTES
 
 
-def test_an_order_survives_its_command_line(tmp_path):
+def test_options_survive_their_command_line(tmp_path):
     options = EngineOptions(model=tmp_path / "m", weights=WeightPrecision.INT8, max_running=3, kv_bytes=5, prefix_caching=False)
-    for programs in (None, tmp_path):
-        order = WorkerOrder(engine=options, programs=programs)
-        assert WorkerOrder.from_json(order.to_json()) == order
+    assert options_from_json(options_to_json(options)) == options
 
 
 def test_cores_are_shared_out_whole():
@@ -99,6 +97,7 @@ def test_strangers_on_the_socket_harm_nobody(tmp_path):
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_one_that_cannot_start_is_given_up_with_its_last_words(tmp_path):
     async def main():
         async with cluster(tmp_path, wait=False, fails_before_hello="cuda is gone") as made:

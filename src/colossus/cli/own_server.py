@@ -16,6 +16,8 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from colossus.spec.errors import EngineError
+
 _START_S, _END_S = 600.0, 20.0
 _LAST_WORDS = 15  # lines of a server that did not start
 _TICK_S = 0.2
@@ -37,8 +39,6 @@ def own_server(model: str, options: Sequence[str] = (), tell: Callable[[str], No
 
     ``tell`` gets what it says meanwhile. Raises EngineError with its last words when it does not start.
     """
-    from colossus.spec.errors import EngineError
-
     command = [sys.executable, "-c", _START, str(os.getpid()), "serve", model, "--port", "0", "--json", *options]
     with tempfile.TemporaryFile() as talk:
         # A session of its own: Ctrl-C is for the chat alone.
@@ -46,11 +46,20 @@ def own_server(model: str, options: Sequence[str] = (), tell: Callable[[str], No
         try:
             said = _ready(process, talk, tell)
             if said is None:
-                words = "\n".join(_lines(talk)[-_LAST_WORDS:]).removeprefix("error: ") or f"it ended with code {process.poll()}"
-                raise EngineError(f"{model} could not be served: {words}", hint=None if "hint:" in words else f"see: colossus serve {model}")
+                raise _failure(model, process, _lines(talk))
             yield said
         finally:
             _end(process)
+
+
+def _failure(model: str, process: subprocess.Popen[bytes], lines: Sequence[str]) -> EngineError:
+    """In the server's own words."""
+    from colossus.spec.errors import EngineError
+
+    words, _, hint = "\n".join(lines[-_LAST_WORDS:]).removeprefix("error: ").partition("hint: ")
+    return EngineError(
+        f"{model} could not be served: {words.strip() or f'it ended with code {process.poll()}'}", hint=hint.strip() or f"see: colossus serve {model}"
+    )
 
 
 def _ready(process: subprocess.Popen[bytes], talk: IO[bytes], tell: Callable[[str], None]) -> dict[str, Any] | None:
@@ -63,7 +72,8 @@ def _ready(process: subprocess.Popen[bytes], talk: IO[bytes], tell: Callable[[st
             if selector.select(_TICK_S):
                 piece = os.read(process.stdout.fileno(), 65536)
                 if not piece:
-                    process.wait(_END_S)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(_END_S)
                     return None
                 text += piece
                 with contextlib.suppress(ValueError):

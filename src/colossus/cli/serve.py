@@ -78,13 +78,13 @@ def command(model: str, **options: Any) -> None:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     check_exposure(options["host"], options["api_keys"], no_auth=options["no_auth"])
-    path = find_model(model, options["runs"], talk().print)
+    found = find_model(model, options["runs"], talk().print)
     from colossus.serve.model import open_model
 
-    served = open_model(path)
-    name = options["name"] or served.name
+    served = open_model(found.path)
+    name = options["name"] or found.name or served.name
     folder = serve_folder(options["runs"], name)
-    code = _serve(served, name, path, folder, options)
+    code = _serve(served, name, found.path, folder, options)
     if code:
         raise click.exceptions.Exit(code)
 
@@ -100,12 +100,11 @@ def _serve(served: Any, name: str, path: Path, folder: Path, options: dict[str, 
     from colossus.serve.api.settings import ApiSettings
     from colossus.serve.door import Door, Talk
     from colossus.serve.page import routes as page_routes
-    from colossus.serve.settings import WorkerOrder
+    from colossus.serve.settings import options_to_json
 
     parts = shares(options["replicas"], devices_each=options["tp"])
     for index, part in enumerate(parts):
         talk().print(f"engine {index}: {part.words}; log {folder / 'logs' / f'replica-{index}.log'}")
-    order = WorkerOrder(engine=_engine(path, options, parts[0].kind), programs=(options["runs"] / ".cache" / "xla").absolute())
 
     def ready(address: str) -> None:
         if options["as_json"]:
@@ -115,7 +114,7 @@ def _serve(served: Any, name: str, path: Path, folder: Path, options: dict[str, 
 
     door = Door(
         name,
-        LocalReplicas(folder, order.to_json(), parts),
+        LocalReplicas(folder, options_to_json(_engine(path, options, parts[0].kind)), parts),
         settings=_door(folder, options),
         routing=_routing(options),
         talk=Talk(ready=ready, say=talk().print, complain=talk().print),

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +20,28 @@ SMOLLM2 = "smollm2"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def find_model(name: str, runs: Path, say: Callable[[str], None]) -> Path:
-    """The folder or file to serve. Raises ColossusError in words."""
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A folder or file to serve, and a better name than its own where there is one."""
+
+    path: Path
+    name: str | None = None
+
+
+def find_model(name: str, runs: Path, say: Callable[[str], None]) -> Found:
+    """What a user named. Raises ColossusError in words."""
     path = Path(name).expanduser()
     if name == SMOLLM2 and not path.exists():
         from colossus.serve.model import smollm2_file
 
-        return smollm2_file()
+        return Found(path=smollm2_file(), name=SMOLLM2)
     if path.is_file() or (path / "config.json").is_file():
-        return path.absolute()
+        return Found(path=path.absolute())
+    if name == "last" and not path.exists():
+        return _found_run(open_run(path, runs), say)
     for folder in (path, runs / name):
-        if (folder / "run.json").is_file() or name == "last":
-            return exported(open_run(folder if name != "last" else path, runs), say)
+        if (folder / "run.json").is_file():
+            return _found_run(open_run(folder), say)
     if path.is_dir():
         raise RunError(f"{name} is a folder, but no model: it has neither config.json nor run.json", hint=_KINDS)
     found = {entry.parent.name for entry in runs.glob("*/run.json")}
@@ -39,6 +50,10 @@ def find_model(name: str, runs: Path, say: Callable[[str], None]) -> Path:
 
 
 _KINDS = "give a run of colossus train, a Hugging Face folder, a .gguf file, or smollm2"
+
+
+def _found_run(run: Run, say: Callable[[str], None]) -> Found:
+    return Found(path=exported(run, say), name=run.folder.resolve().name)
 
 
 def exported(run: Run, say: Callable[[str], None]) -> Path:

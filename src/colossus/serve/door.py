@@ -17,10 +17,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from colossus import __version__
+import colossus
 from colossus.serve.api.errors import HANDLERS
 from colossus.serve.gate import Gate, Gatekeeping
-from colossus.serve.http import http_server, listen
+from colossus.serve.http import http_server, listen, raise_open_files
 from colossus.serve.keys import Keys
 from colossus.serve.limits import Limits
 from colossus.serve.logs import RequestLog
@@ -78,6 +78,8 @@ class Door:
         keys = Keys(self._settings.api_keys) if self._settings.api_keys is not None else None
         tracing = Tracing(self._settings.otlp_endpoint, self._name) if self._settings.otlp_endpoint is not None else None
         listener = listen(self._settings)
+        if (words := raise_open_files(self._settings)) is not None:
+            self._talk.say(words)
         log = RequestLog(self._settings.request_log) if self._settings.request_log is not None else None
         keeping = Gatekeeping(
             settings=self._settings,
@@ -197,7 +199,7 @@ class Door:
         return JSONResponse({"status": "starting", "engines": doing}, 503)
 
     async def _version(self, request: Request) -> Response:
-        return JSONResponse({"version": __version__})
+        return JSONResponse({"version": colossus.__version__})
 
     async def _metrics_text(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type=None, headers={"content-type": CONTENT_TYPE})

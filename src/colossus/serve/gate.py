@@ -24,6 +24,7 @@ from colossus.serve.tracing import Tracing
 # Asked often, by machines, for nothing that needs a key: not logged, not limited, answered also while draining.
 OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
 _METERED = "/v1/"
+_MOST_HELD_BYTES = 512 << 20
 _ID = re.compile(rb"[A-Za-z0-9_.:/-]{1,128}")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -48,6 +49,7 @@ class Gate:
     def __init__(self, app: ASGIApp, keeping: Gatekeeping) -> None:
         self._app = app
         self._keeping = keeping
+        self._num_held_bytes = 0  # of bodies, all requests together
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -106,9 +108,17 @@ class Gate:
             owner.leave()
 
     async def _within(self, scope: Scope, receive: Receive, send: _Noting) -> None:
-        if scope["method"] in ("POST", "PUT", "PATCH"):
-            receive = _Replay(await _whole_body(scope, receive, self._keeping.settings), receive)
-        await self._app(scope, receive, send)
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            await self._app(scope, receive, send)
+            return
+        body = await _whole_body(scope, receive, self._keeping.settings)
+        if self._num_held_bytes + len(body) > _MOST_HELD_BYTES:
+            raise ApiError("the server holds as many requests as its memory allows", status=503, code="server_overloaded", headers=_retry_after(1))
+        self._num_held_bytes += len(body)
+        try:
+            await self._app(scope, _Replay(body, receive), send)
+        finally:
+            self._num_held_bytes -= len(body)
 
     def _owner(self, headers: Mapping[str, str], scope: Scope) -> str:
         keys = self._keeping.keys

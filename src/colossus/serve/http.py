@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import resource
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from colossus.spec.errors import EngineError
 _CLOSE_S = 5.0
 _WRITE_BUFFER_BYTES = 1 << 16
 _MAX_HEAD_BYTES = 1 << 16
+_OTHER_FILES = 128
 
 
 class Protocol(HttpToolsProtocol):
@@ -123,6 +125,17 @@ def http_server(app: ASGIApp, settings: DoorSettings) -> HttpServer:
         timeout_graceful_shutdown=int(_CLOSE_S),
     )
     return HttpServer(config)
+
+
+def raise_open_files(settings: DoorSettings) -> str | None:
+    """As many open files as the connections need, where the system lets us; else a sentence about how many there will be."""
+    wanted = settings.max_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return None
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return None if most == wanted else f"the system allows {most} open files, too few for {settings.max_connections} connections (ulimit -n)"
 
 
 def listen(settings: DoorSettings) -> socket.socket:

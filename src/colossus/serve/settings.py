@@ -68,20 +68,13 @@ class DoorSettings:
     request_log: Path | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerOrder:
-    """What an engine's process is told on its command line. ``programs``: folder where compiled programs are kept between starts."""
+def options_to_json(options: EngineOptions) -> str:
+    """Engine options as a worker's command line takes them."""
+    return json.dumps(asdict(options) | {"model": str(options.model)})
 
-    engine: EngineOptions
-    programs: Path | None = None
 
-    def to_json(self) -> str:
-        engine = asdict(self.engine) | {"model": str(self.engine.model)}
-        return json.dumps({"engine": engine, "programs": None if self.programs is None else str(self.programs)})
-
-    @classmethod
-    def from_json(cls, text: str) -> WorkerOrder:
-        data: dict[str, Any] = json.loads(text)
-        engine, programs = data["engine"], data["programs"]
-        kinds = {"model": Path(engine["model"]), "weights": WeightPrecision(engine["weights"]), "cache": CachePrecision(engine["cache"])}
-        return cls(engine=EngineOptions(**(engine | kinds)), programs=None if programs is None else Path(programs))
+def options_from_json(text: str) -> EngineOptions:
+    """The other way."""
+    data: dict[str, Any] = json.loads(text)
+    kinds = {"model": Path(data["model"]), "weights": WeightPrecision(data["weights"]), "cache": CachePrecision(data["cache"])}
+    return EngineOptions(**(data | kinds))

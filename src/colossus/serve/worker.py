@@ -1,4 +1,4 @@
-"""An engine's process: ``python -m colossus.serve.worker SOCKET INDEX GENERATION ORDER_JSON``, started by ``engine.replicas``.
+"""An engine's process: ``python -m colossus.serve.worker SOCKET INDEX GENERATION OPTIONS_JSON``, started by ``engine.replicas``.
 
 One thread steps the engine and talks to the door between steps; a second one only waits for the door's end of the line to close,
 and ends the process then: no engine outlives its door.
@@ -20,9 +20,11 @@ import traceback
 from dataclasses import asdict
 from typing import Any
 
+import psutil
+
 from colossus.serve.frames import RECEIVE_BYTES, Frames, frame
 from colossus.serve.request import Request
-from colossus.serve.settings import WorkerOrder
+from colossus.serve.settings import options_from_json
 from colossus.spec.errors import ColossusError
 
 EXIT_DONE = 0
@@ -117,14 +119,14 @@ class Worker:
 
 def main(arguments: list[str]) -> int:
     """The process's exit code."""
-    path, index, generation, order = arguments
+    path, index, generation, options = arguments
     try:
         line = Line(path)
         line.say("hello", index=int(index), generation=int(generation), pid=os.getpid())
     except (OSError, Gone):
         return EXIT_ALONE
     try:
-        _serve(line, order)
+        _serve(line, options)
     except Gone:
         return EXIT_ALONE
     except Exception as error:
@@ -132,21 +134,17 @@ def main(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
-def _serve(line: Line, order_json: str) -> None:
-    begin = time.perf_counter()
+def _serve(line: Line, options_json: str) -> None:
     line.say("progress", text="opening the model")
-    from colossus.serve.compiling import keep_compiled_programs
     from colossus.serve.engine import Engine
     from colossus.serve.model import open_model
 
-    order = WorkerOrder.from_json(order_json)
-    if order.programs is not None:
-        keep_compiled_programs(order.programs)
-    engine = Engine(open_model(order.engine.model), order.engine)
+    options = options_from_json(options_json)
+    engine = Engine(open_model(options.model), options)
     engine.warm_up(lambda text: line.say("progress", text=text))
     gc.collect()
     gc.freeze()  # what lives from here on to the end need not be looked through again and again
-    info = asdict(engine.info()) | {"start_s": time.perf_counter() - begin}
+    info = asdict(engine.info()) | {"start_s": time.time() - psutil.Process().create_time()}
     line.say("ready", info=info)
     Worker(line, engine).run()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,10 +14,13 @@ import aiohttp
 
 from colossus.serve.load.prompts import Prompts, chat_messages
 from colossus.serve.load.sample import Sample
-from colossus.serve.load.server import Line, Server, said
+from colossus.serve.load.server import Server, said
+from colossus.serve.load.wire import BrokenLine, Lines
 from colossus.serve.load.workload import Ask
 
-_STALE_S = 0.25  # a connection that its server has closed says so sooner
+# Text that is not empty, and what else an event may tell; a quote within a text is escaped, so that neither is found in one.
+_TEXT = re.compile(rb'"(?:text|content)":\s*"[^"]')
+_MORE = re.compile(rb'"(?:finish_reason|usage|error)":\s*[^\sn]')
 
 
 class Endpoint(StrEnum):
@@ -59,46 +63,57 @@ async def events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
                 yield line[5:].strip()
 
 
-async def ask_server(session: aiohttp.ClientSession, target: Target, sample: Sample, now_s: Callable[[], float]) -> None:
+async def ask_server(lines: Lines, target: Target, sample: Sample, now_s: Callable[[], float]) -> None:
     """Sends the sample's ask and fills in what comes of it; errors are part of that."""
     body = json.dumps(target.body(sample.ask)).encode()
+    listener = _Listener(sample, now_s)
     sample.sent_s = now_s()
     try:
         async with asyncio.timeout(target.timeout_s):
-            await _converse(session, target, body, sample, now_s)
+            status, refusal = await lines.post(target.endpoint.path, body, listener.take)
     except TimeoutError:
         _fail(sample, "timeout", f"no end after {target.timeout_s:g} s")
-    except aiohttp.ClientError as error:
-        _fail(sample, "connection", f"{type(error).__name__}: {error}")
+    except BrokenLine as error:
+        _fail(sample, "connection", str(error))
+    else:
+        if status != 200:
+            _fail(sample, str(status), said(refusal))
+        elif sample.error is None and not listener.is_whole and sample.finish is None:
+            _fail(sample, "cut off", "the stream ended before the answer did")
     if not sample.end_s or sample.error is not None:
         sample.end_s = now_s()
 
 
-async def _converse(session: aiohttp.ClientSession, target: Target, body: bytes, sample: Sample, now_s: Callable[[], float]) -> None:
-    """Some servers close a kept connection without a word; a request that meets that at once is sent again, as every HTTP client does."""
-    while True:
-        line, begin_s = Line(), now_s()
+class _Listener:
+    """Takes a stream piece by piece. An event that is only text is told by its bytes, for all of JSON costs more than the rest together."""
+
+    def __init__(self, sample: Sample, now_s: Callable[[], float]) -> None:
+        self.sample, self.now_s = sample, now_s
+        self.is_whole = False
+        self._rest = b""
+
+    def take(self, piece: bytes) -> None:
+        at_s = self.now_s()
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._event(line, at_s)
+
+    def _event(self, line: bytes, at_s: float) -> None:
+        sample = self.sample
+        if _TEXT.search(line) and not _MORE.search(line):
+            if sample.error is None:
+                sample.texts_s.append(at_s)
+        elif line[5:].strip() == b"[DONE]":
+            self.is_whole = True
+        elif sample.error is None:
+            self._whole_event(line[5:], at_s)
+
+    def _whole_event(self, data: bytes, at_s: float) -> None:
         try:
-            return await _listen(session, target, body, sample, now_s, line)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            if not line.reused or sample.texts_s or now_s() - begin_s > _STALE_S:
-                raise
-
-
-async def _listen(session: aiohttp.ClientSession, target: Target, body: bytes, sample: Sample, now_s: Callable[[], float], line: Line) -> None:
-    url = target.server.url + target.endpoint.path
-    async with session.post(url, data=body, headers={"Content-Type": "application/json"}, trace_request_ctx=line) as response:
-        if response.status != 200:
-            _fail(sample, str(response.status), said(await response.text()))
-            return
-        whole = False
-        async for data in events(response):
-            if data == b"[DONE]":
-                whole = True
-            elif sample.error is None:
-                _take(sample, json.loads(data), now_s())
-        if sample.error is None and not whole and sample.finish is None:
-            _fail(sample, "cut off", "the stream ended before the answer did")
+            _take(self.sample, json.loads(data), at_s)
+        except ValueError:
+            _fail(self.sample, "no JSON", data[:200].decode(errors="replace"))
 
 
 def _take(sample: Sample, event: dict[str, Any], at_s: float) -> None:

@@ -44,24 +44,10 @@ def base_url(url: str) -> str:
 @asynccontextmanager
 async def connections(api_key: str | None = None) -> AsyncIterator[aiohttp.ClientSession]:
     """A session that opens as many connections as there are requests, and keeps them."""
-    tracing = aiohttp.TraceConfig()
-    tracing.on_connection_reuseconn.append(_note_reuse)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
     never = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(connector=connector, timeout=never, headers=headers(api_key), read_bufsize=2**18, trace_configs=[tracing]) as session:
+    async with aiohttp.ClientSession(connector=connector, timeout=never, headers=headers(api_key), read_bufsize=2**18) as session:
         yield session
-
-
-@dataclass
-class Line:
-    """What a request may be told of its connection, as its ``trace_request_ctx``."""
-
-    reused: bool = False
-
-
-async def _note_reuse(session: aiohttp.ClientSession, context: Any, params: Any) -> None:
-    if isinstance(context.trace_request_ctx, Line):
-        context.trace_request_ctx.reused = True
 
 
 async def find_server(session: aiohttp.ClientSession, url: str, model: str | None, api_key: str | None = None) -> Server:
