@@ -43,7 +43,7 @@ const CARDS = [
     title: "First token",
     value: (stats) => [seconds(stats.ttft_s.p50), "p50"],
     note: (stats) => `between tokens ${seconds(stats.itl_s.p50)}`,
-    series: (stats) => [{ tone: "tone-b", values: column(stats, "ttft_p50_s"), area: true }],
+    series: (stats) => [{ tone: "tone-b", values: column(stats, "ttft_p50_s"), bars: true }],
     tell: (each) => `${seconds(each.ttft_p50_s)}, ${ago(each)}`,
   },
 ];
