@@ -96,8 +96,8 @@ def test_equal_logits_are_cut_at_the_lowest_tokens(draw: Any, flat: float) -> No
 @pytest.mark.parametrize("draw", DRAWERS)
 def test_a_row_without_choice_is_drawn_without_harm(draw: Any) -> None:
     logits_ov = jnp.array([[-jnp.inf] * 40, [-jnp.inf] * 39 + [0.0], [1e30] + [-1e30] * 39, [-jnp.inf] * 20 + [jnp.inf] + [0.0] * 19], jnp.float32)
-    for given in ({}, {"temperature": 0}, {"top_k": 3}, {"top_p": 0.5}, {"top_p": 1e-9, "min_p": 1.0}, {"temperature": 1e-30}):
-        assert np.asarray(draw(logits_ov, *controls_of(4, **given))).tolist() == [0, 39, 0, 20]
+    for extra in ({}, {"temperature": 0}, {"top_k": 3}, {"top_p": 0.5}, {"top_p": 1e-9, "min_p": 1.0}, {"temperature": 1e-30}):
+        assert np.asarray(draw(logits_ov, *controls_of(4, **extra))).tolist() == [0, 39, 0, 20]
 
 
 @pytest.mark.parametrize("draw", DRAWERS)
