@@ -39,4 +39,6 @@ def test_a_step_compiles_and_copies_no_cache(platform, cache, weights, attention
         assert program["attention"] == attention
         assert program["kernels"] == (0 if attention == "plain" else 2)
         assert program["aliased_bytes"] >= program["cache_bytes"]
-        assert program["temporaries_bytes"] < program["cache_bytes"] / 2
+    decoding, _ = json.loads(run.stdout.splitlines()[-1])
+    if platform == "gpu":
+        assert decoding["temporaries_bytes"] < decoding["weights_bytes"] / 8, "a weight is written out before it is used"
