@@ -1,12 +1,12 @@
-# Two commands: `make run` shows what Colossus does on this machine, `make test` passes every test.
-# Both set themselves up in .venv first; all they write lies in this folder (.venv, runs).
+# `make run` shows what Colossus does on this machine, `make chat` talks with a small model served here, `make test` passes every test.
+# All set themselves up in .venv first; all they write lies in this folder (.venv, runs).
 PYTHON ?= python3
 BIN := .venv/bin
 COLOSSUS := $(BIN)/colossus
 unexport PYTHONDONTWRITEBYTECODE
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: run test quick lint lock bench gallery clean
+.PHONY: run chat test quick lint lock bench gallery clean
 
 run: .venv/.installed
 	@echo; echo "== 1/4  this machine"
@@ -16,6 +16,10 @@ run: .venv/.installed
 	@echo; echo "== 3/4  what it writes now"
 	@$(COLOSSUS) sample last "ROMEO. "
 	@echo; echo "== 4/4  the report as a page: see 'page' in the table above"
+
+# Each line of stdin is answered, where stdin is no terminal: echo Hello | make -s chat
+chat: .venv/.installed
+	@$(COLOSSUS) chat smollm2
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest

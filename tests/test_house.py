@@ -56,6 +56,7 @@ UNIT_SUFFIXES = (
         "_per_parameter",
         "_steps",
         "_every_steps",
+        "_requests_per_s",
     ),
     *("_c", "_per_year", "_per_step"),
 )

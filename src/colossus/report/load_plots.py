@@ -1,0 +1,121 @@
+"""The pictures of a load test: latency and throughput by load, how latencies are spread, and requests on their way over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from colossus.report import svg
+from colossus.report.load_words import KINDS, latency_of, number
+from colossus.report.picture import style
+from colossus.report.words import duration
+from colossus.spec.load import LoadPoint, LoadTest
+
+SHEETS = ("page.svg.css", "page.scatter.css")
+SIZES = {"wide": (900, 300), "narrow": (400, 270)}
+_SHARES = ("p50", "p90", "p99")
+_NUM_COLOURS = 8
+Named = tuple[str, svg.Chart]  # a file's name, a chart
+
+
+def charts(test: LoadTest) -> list[Named]:
+    """All that there is data for: over loads where there are several, else of the one."""
+    found: list[Named] = []
+    if len(test.points) > 1:
+        found.append(("throughput", throughput(test)))
+        found += [(f"{kind}-by-load", by_load(test, kind)) for kind in ("ttft", "itl", "tpot") if any(latency_of(point, kind) for point in test.points)]
+    found += [(f"{kind}-spread", spread(test.points, kind)) for kind in ("ttft", "itl") if any(latency_of(point, kind) for point in test.points)]
+    return [*found, ("in-flight", flight(test.points))]
+
+
+def svgs(test: LoadTest) -> list[tuple[str, str]]:
+    """Each as a file of its own."""
+    width, height = SIZES["wide"]
+    return [(name, svg.draw(chart, width=width, height=height, key=name, style=style(SHEETS)) + "\n") for name, chart in charts(test)]
+
+
+def load_of(point: LoadPoint) -> float:
+    """Where a load lies along an axis."""
+    return float(point.num_clients) if point.num_clients is not None else point.offered_requests_per_s or point.requests_per_s
+
+
+def load_name(points: Sequence[LoadPoint]) -> str:
+    return "clients at once" if all(point.num_clients is not None for point in points) else "offered requests/s"
+
+
+def throughput(test: LoadTest) -> svg.Chart:
+    """Output tokens a second by load."""
+    points = [(load_of(point), point.output_tokens_per_s) for point in test.points]
+    told = "; ".join(f"{number(point.output_tokens_per_s)} tokens/s at {point.label}" for point in test.points)
+    series = [svg.Series(name="output tokens/s", points=sorted(points), css="k0", dots=True)]
+    return _over_loads(test, "Throughput by load", told, series, "output tokens/s", number)
+
+
+def by_load(test: LoadTest, kind: str) -> svg.Chart:
+    """Percentiles of one latency by load."""
+    series = []
+    for place, share in enumerate(_SHARES):
+        points = [(load_of(point), getattr(found, f"{share}_s")) for point in test.points if (found := latency_of(point, kind)) is not None]
+        series.append(svg.Series(name=share, points=sorted(points), css=f"k{place}", dots=True))
+    told = "; ".join(f"{found.p50_s:.4g} s at {point.label} in the median" for point in test.points if (found := latency_of(point, kind)))
+    return _over_loads(test, f"{KINDS[kind]} by load", told, series, KINDS[kind], duration)
+
+
+def _over_loads(test: LoadTest, title: str, told: str, series: list[svg.Series], y_name: str, tell: Callable[[float], str]) -> svg.Chart:
+    return svg.Chart(
+        title=title,
+        description=told,
+        series=series,
+        x_name=load_name(test.points),
+        y_name=y_name,
+        from_zero=True,
+        x_ticks=lambda low, high, num_ticks: sorted(map(load_of, test.points)),
+        format_x=lambda value: f"{value:g}",
+        format_y=tell,
+    )
+
+
+def spread(points: Sequence[LoadPoint], kind: str) -> svg.Chart:
+    """Which share of values is at most so long, one line a load."""
+    series = []
+    for place, point in enumerate(points):
+        if (found := latency_of(point, kind)) is not None:
+            line = [(value, share / 100) for share, value in enumerate(found.curve_s)]
+            series.append(svg.Series(name=point.label, points=line, css=f"k{place % _NUM_COLOURS}"))
+    return svg.Chart(
+        title=f"How {KINDS[kind]} is spread",
+        description=f"Share of values that are at most so long, of {len(series)} loads.",
+        series=series,
+        x_name=KINDS[kind],
+        y_name="share",
+        from_zero=True,
+        format_x=duration,
+        format_y=lambda value: f"{value * 100:.0f} %",
+    )
+
+
+def flight(points: Sequence[LoadPoint]) -> svg.Chart:
+    """Requests on their way over time, one line a load."""
+    series = [
+        svg.Series(name=point.label, points=_stairs(point.in_flight), css=f"k{place % _NUM_COLOURS}", area=len(points) == 1)
+        for place, point in enumerate(points)
+    ]
+    return svg.Chart(
+        title="Requests on their way",
+        description="Requests that have arrived and are not answered in full, over the test.",
+        series=series,
+        x_name="time of the test",
+        y_name="requests",
+        from_zero=True,
+        x_ticks=lambda low, high, num_ticks: svg.time_ticks(high, num_ticks),
+        format_x=duration,
+    )
+
+
+def _stairs(steps: Sequence[tuple[float, int]]) -> list[svg.Point]:
+    """A number holds until the next one."""
+    points: list[svg.Point] = []
+    for at_s, value in steps:
+        if points:
+            points.append((at_s, points[-1][1]))
+        points.append((at_s, float(value)))
+    return points

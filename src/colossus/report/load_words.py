@@ -1,0 +1,98 @@
+"""A load test in words: one row a load, percentiles, and what must be known to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from colossus.report.words import duration, percent
+from colossus.spec.load import Latency, LoadPoint, LoadTest, Objectives
+
+KINDS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
+MEANINGS = {
+    "ttft": "from arrival to the first text, queueing included",
+    "tpot": "(E2E - TTFT) / (tokens - 1) of each answer",
+    "itl": "between two arrivals of text of one answer",
+    "e2e": "from arrival to the end of the answer",
+}
+
+
+def latency_of(point: LoadPoint, kind: str) -> Latency | None:
+    found: Latency | None = getattr(point, kind)
+    return found
+
+
+def objective_words(objectives: Objectives) -> str:
+    """``TTFT <= 500 ms and TPOT <= 50 ms``; empty where there is none."""
+    told = [f"{KINDS[kind]} <= {duration(most)}" for kind in ("ttft", "tpot", "e2e") if (most := getattr(objectives, f"{kind}_s")) is not None]
+    return " and ".join(told)
+
+
+def header(test: LoadTest) -> list[str]:
+    """Of the table of loads."""
+    goodput = ["goodput/s"] if objective_words(test.objectives) else []
+    return ["load", "requests/s", "output tok/s", *goodput, *(f"{name} p50 / p99" for name in KINDS.values()), "failed"]
+
+
+def row(test: LoadTest, point: LoadPoint) -> list[str]:
+    goodput = [number(point.goodput_requests_per_s)] if objective_words(test.objectives) else []
+    latencies = [two(latency_of(point, kind)) for kind in KINDS]
+    return [point.label, number(point.requests_per_s), number(point.output_tokens_per_s), *goodput, *latencies, failed(point)]
+
+
+def two(latency: Latency | None) -> str:
+    return "–" if latency is None else f"{duration(latency.p50_s)} / {duration(latency.p99_s)}"
+
+
+def number(value: float | None) -> str:
+    """Three digits, no power of ten."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def failed(point: LoadPoint) -> str:
+    """``0``, or how many by kind."""
+    return ", ".join(f"{count} x {kind}" for kind, count in sorted(point.errors.items())) or "0"
+
+
+PERCENTILES = ("", "values", "mean", "p50", "p90", "p95", "p99", "max")
+
+
+def percentile_rows(point: LoadPoint) -> list[list[str]]:
+    """Every latency of one load."""
+    rows = []
+    for kind, name in KINDS.items():
+        if (found := latency_of(point, kind)) is not None:
+            times = (found.mean_s, found.p50_s, found.p90_s, found.p95_s, found.p99_s, found.max_s)
+            rows.append([name, f"{found.num_values:,}", *map(duration, times)])
+    return rows
+
+
+def verdict(test: LoadTest) -> str:
+    """The most output tokens a second, and the goodput where objectives are set."""
+    best = max(test.points, key=lambda point: point.output_tokens_per_s)
+    told = f"{number(best.output_tokens_per_s)} output tokens/s at {best.label}"
+    if objective_words(test.objectives):
+        good = max(test.points, key=lambda point: point.goodput_requests_per_s or 0.0)
+        told += f"; {number(good.goodput_requests_per_s)} good answers/s at {good.label} ({objective_words(test.objectives)})"
+    num_failed = sum(sum(point.errors.values()) for point in test.points)
+    return told + (f"; {num_failed} requests failed" if num_failed else "; no request failed")
+
+
+def terms(test: LoadTest) -> str:
+    """What was asked of whom."""
+    return f"{test.model} at {test.url}{test.endpoint}, {test.workload}, seed {test.seed}"
+
+
+def client_words(points: Sequence[LoadPoint]) -> str:
+    """What the load generator cost itself."""
+    busiest = max(point.client.cpu_fraction for point in points)
+    late = max(point.client.lag_p99_s for point in points)
+    told = f"The client took {percent(busiest)} of one core at most, its event loop woke up to {duration(late)} late (p99)"
+    sent = max((point.client.send_lag_p99_s for point in points if point.num_clients is None), default=None)
+    return told + ("." if sent is None else f", requests left up to {duration(sent)} after their arrival (p99), which latencies include.")
+
+
+def warm_up_words(points: Sequence[LoadPoint]) -> str:
+    number_warm = max(point.num_warmup_requests for point in points)
+    return f"{number_warm} warm-up requests before each load are left out." if number_warm else "No warm-up: the first requests count."

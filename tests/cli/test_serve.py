@@ -1,0 +1,65 @@
+"""``colossus serve`` from the command line: what it refuses, in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from colossus.cli.serving import check_exposure, find_model, greeting, serve_folder
+from colossus.spec.errors import RunError, SpecError
+from tests.cli.calling import call
+
+
+def test_a_new_key_is_printed_once_and_kept_as_a_hash(capsys, monkeypatch, tmp_path):
+    file = tmp_path / "keys"
+    code, out, err = call(capsys, monkeypatch, "serve", "--new-key", "ann", file)
+    assert code == 0 and out.startswith("sk-colossus-") and out.strip() not in file.read_text() and "cannot be shown again" in err
+    code, out, err = call(capsys, monkeypatch, "serve", "--new-key", "ann", file)
+    assert code == 1 and not out and "has a key already" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nothing-here"], 1, "there is no model 'nothing-here'"),
+        (["."], 1, "neither config.json nor run.json"),
+        (["m", "--host", "0.0.0.0"], 1, "no key is asked for"),
+        (["m", "--replicas", "0"], 2, "0 is not in the range"),
+        (["m", "--weights", "float8"], 2, "float8"),
+        (["m", "--port", "70000"], 2, "70000"),
+        (["m", "--on", "mars"], 2, "mars"),
+        ([], 2, "MODEL"),
+    ],
+)
+def test_bad_inputs_are_words(capsys, monkeypatch, tmp_path, arguments, code, words):
+    monkeypatch.chdir(tmp_path)
+    found, out, err = call(capsys, monkeypatch, "serve", *arguments)
+    assert found == code and words in err and not out and "Traceback" not in err
+
+
+def test_a_name_close_to_a_runs_is_told(tmp_path):
+    (tmp_path / "tiny-001").mkdir()
+    (tmp_path / "tiny-001" / "run.json").write_text("{}")
+    with pytest.raises(RunError) as caught:
+        find_model("tiny-002", tmp_path, print)
+    assert "tiny-001" in caught.value.hint and "smollm2" in caught.value.hint
+
+
+def test_loopback_needs_no_key_and_others_may_be_opened_by_word(tmp_path):
+    for host in ("127.0.0.1", "localhost", "::1"):
+        check_exposure(host, None, no_auth=False)
+    check_exposure("0.0.0.0", None, no_auth=True)
+    check_exposure("0.0.0.0", tmp_path / "keys", no_auth=False)
+    with pytest.raises(SpecError):
+        check_exposure("192.168.0.7", None, no_auth=False)
+
+
+def test_each_server_has_a_folder_of_its_own(tmp_path):
+    folders = [serve_folder(tmp_path, "org/My Model") for _ in range(3)]
+    assert [folder.name for folder in folders] == ["org-My-Model-1", "org-My-Model-2", "org-My-Model-3"]
+    assert serve_folder(tmp_path, "..").parent == tmp_path / "serve"
+
+
+def test_the_greeting_can_be_pasted():
+    text = greeting("http://127.0.0.1:1", "m", needs_key=True)
+    assert "curl http://127.0.0.1:1/v1/chat/completions" in text and "COLOSSUS_API_KEY" in text and 'base_url="http://127.0.0.1:1/v1"' in text
+    assert "COLOSSUS_API_KEY" not in greeting("http://127.0.0.1:1", "m", needs_key=False)

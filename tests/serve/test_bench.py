@@ -1,0 +1,77 @@
+"""``colossus bench`` against a scripted server: what is printed, written and refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from colossus.cli.main import cli
+from colossus.report.load_plots import charts
+from colossus.spec.load import LoadTest
+from tests.serve.scripted import Script, serving
+
+
+def bench(*arguments: str):
+    return CliRunner().invoke(cli, ["bench", *arguments], catch_exceptions=True)
+
+
+@pytest.fixture(scope="module")
+def script():
+    with serving(Script(gap_s=0.001)) as running:
+        yield running
+
+
+def test_a_sweep_prints_a_table_and_every_percentile(script):
+    done = bench(script.url, "--concurrency", "1,3", "--requests", "6", "--output-tokens", "4", "--slo", "ttft=0.5,tpot=0.1")
+    assert done.exit_code == 0, done.output
+    for words in ("output tokens/s at", "1 client", "3 clients", "goodput/s", "TTFT p50 / p99", "p95", "warm-up requests", "The client took"):
+        assert words in done.stdout
+
+
+def test_json_page_plots_and_samples_tell_the_same(script, tmp_path):
+    names = {"--html": "load.html", "--plots": "plots", "--samples": "samples.jsonl"}
+    places = [part for option, name in names.items() for part in (option, str(tmp_path / name))]
+    done = bench(script.url, "--rate", "100,200", "--requests", "8", "--output-tokens", "3", "--json", *places)
+    assert done.exit_code == 0, done.output
+    test = LoadTest.from_data(json.loads(done.stdout), origin="stdout")
+    assert [point.num_completed for point in test.points] == [8, 8]
+    assert [point.offered_requests_per_s for point in test.points] == [100, 200]
+    page = (tmp_path / "load.html").read_text()
+    assert "200 requests/s" in page and "<script src" not in page and "http-equiv" not in page
+    drawn = {path.stem for path in (tmp_path / "plots").glob("*.svg")}
+    assert drawn == {name for name, _ in charts(test)} and {"throughput", "ttft-by-load", "ttft-spread", "itl-spread", "in-flight"} <= drawn
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert len(lines) == 16 and all(len(line["texts_s"]) == 3 for line in lines)
+
+
+def test_a_trace_is_played_at_its_times(script, tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("".join(json.dumps({"at_s": 0.2 * number, "prompt_tokens": 40, "output_tokens": 4}) + "\n" for number in range(4)))
+    done = bench(script.url, "--trace", str(trace), "--time-scale", "0.5", "--length-scale", "0.5", "--json", "--warmup", "0")
+    assert done.exit_code == 0, done.output
+    [point] = json.loads(done.stdout)["points"]
+    assert point["num_output_tokens"] == 8 and point["num_prompt_tokens"] == 80 and 0.3 <= point["wall_s"] < 3
+
+
+def test_failed_requests_are_shown_by_kind():
+    with serving(Script(fail={1: 429})) as refusing:
+        done = bench(refusing.url, "--concurrency", "1", "--requests", "3", "--warmup", "0", "--output-tokens", "2")
+    assert done.exit_code == 0 and "1 x 429" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--concurrency", "0"], "above 0"),
+        (["--concurrency", "a"], "commas between"),
+        (["--rate", "nan"], "above 0"),
+        (["--rate", "1", "--concurrency", "1"], "exclude each other"),
+        (["--slo", "ttl=1"], "valid: ttft, tpot, e2e"),
+        (["--slo", "ttft=x"], "seconds"),
+    ],
+)
+def test_wrong_usage_is_told_in_words(arguments, words):
+    done = bench("http://127.0.0.1:9", *arguments)
+    assert done.exit_code == 2 and words in done.output
