@@ -35,12 +35,17 @@ class _HurriedStore(ProgramStore):
 
 
 @cache
-def engine_for(card: ModelCard, *, num_pages: int = 40, **options: Any) -> Engine:
+def engine_for(card: ModelCard, **options: Any) -> Engine:
     """Warm, and shared by the tests that ask for the same one: each must leave it empty."""
-    kv_bytes = (num_pages + 1) * page_bytes(card, options.get("cache", "float32"))
+    return hurried(TinyModel("tiny", card), **options)
+
+
+def hurried(model: Any, *, num_pages: int = 40, **options: Any) -> Engine:
+    """A warm engine with a small cache."""
+    kv_bytes = (num_pages + 1) * page_bytes(model.card, options.get("cache", "float32"))
     chosen = {"max_running": 4, "max_step_tokens": 24, "kv_bytes": kv_bytes} | options
     with mock.patch.object(programs, "ProgramStore", _HurriedStore):
-        engine = Engine(TinyModel("tiny", card), EngineOptions(model=Path("tiny"), **chosen))
+        engine = Engine(model, EngineOptions(model=Path("tiny"), **chosen))
         engine.warm_up(lambda words: None)
     return engine
 
