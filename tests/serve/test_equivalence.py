@@ -14,8 +14,8 @@ from tests.serve.engines import ask, engine_for, is_greedy, logits_of, run, toke
 from tests.serve.models import CARDS
 
 LLAMA = CARDS["llama"]
-# One kind of attention and one mixture always, the others with the slow ones.
-MARKED = [name if name in ("llama", "mistral") else pytest.param(name, marks=pytest.mark.slow) for name in CARDS]
+# One always, the others with the slow ones: each is compiled.
+MARKED = [name if name == "llama" else pytest.param(name, marks=pytest.mark.slow) for name in CARDS]
 
 
 def prompts(lengths: list[int], shared: int = 0, seed: int = 0) -> list[tuple[int, ...]]:
@@ -53,6 +53,13 @@ def test_preempted_requests_answer_the_same() -> None:
     requests = [ask(str(number), prompt, max_tokens=40) for number, prompt in enumerate(prompts([20, 30, 25, 18, 33]))]
     assert_greedy(engine, requests, run(engine, *requests))
     assert engine.stats().num_preemptions > 0
+
+
+@pytest.mark.slow
+def test_page_tables_of_several_sizes(fused: None) -> None:
+    engine = engine_for(LLAMA, max_sequence_tokens=128)
+    requests = [ask(str(number), prompt, max_tokens=25) for number, prompt in enumerate(prompts([3, 90, 20, 7, 60]))]
+    assert_greedy(engine, requests, run(engine, *requests, every=4))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -218,7 +225,7 @@ def test_answers_are_those_of_transformers(case: str, tmp_path: Any) -> None:
 
     theirs = save_model(case, tmp_path)
     card = read_card(tmp_path)
-    engine = hurried(Loaded("theirs", card, load_params(tmp_path, card)), max_sequence_tokens=128)
+    engine = hurried(Loaded("theirs", card, load_params(tmp_path, card)))
     asked = [tuple(token % card.vocab_size for token in prompt) for prompt in prompts([7, 40, 20], seed=3)]
     outputs = run(engine, *(ask(str(number), prompt, max_tokens=60) for number, prompt in enumerate(asked)), every=2)
     for number, prompt in enumerate(asked):
