@@ -27,20 +27,26 @@ from tests.serve.models import TinyModel, params_of
 class _HurriedStore(ProgramStore):
     """Spends little time in the compiler, and keeps what it made apart from what users run."""
 
-    def __init__(self, mark: str) -> None:
-        super().__init__(f"hurried {mark}")
+    def __init__(self, mark: str, devices: Any) -> None:
+        super().__init__(f"hurried {mark}", devices)
 
     def get_or_make(self, name: str, lower: Callable[[], Any]) -> Any:
         return super().get_or_make(name, lambda: SimpleNamespace(compile=partial(lower().compile, compiler_options=QUICK)))
 
 
 @cache
-def engine_for(card: ModelCard, *, num_pages: int = 40, **options: Any) -> Engine:
+def engine_for(card: ModelCard, **options: Any) -> Engine:
     """Warm, and shared by the tests that ask for the same one: each must leave it empty."""
-    kv_bytes = (num_pages + 1) * page_bytes(card, options.get("cache", "float32"))
-    chosen = {"max_running": 4, "max_step_tokens": 24, "kv_bytes": kv_bytes} | options
+    return hurried(TinyModel("tiny", card), **options)
+
+
+def hurried(model: Any, *, num_pages: int = 40, **options: Any) -> Engine:
+    """A warm engine with a small cache."""
+    kv_bytes = (num_pages + 1) * page_bytes(model.card, options.get("cache", "float32"))
+    # 112 tokens and 8 fused ones are 8 pages: one size of page tables, so few programs.
+    chosen = {"max_running": 4, "max_step_tokens": 24, "max_sequence_tokens": 112, "kv_bytes": kv_bytes} | options
     with mock.patch.object(programs, "ProgramStore", _HurriedStore):
-        engine = Engine(TinyModel("tiny", card), EngineOptions(model=Path("tiny"), **chosen))
+        engine = Engine(model, EngineOptions(model=Path("tiny"), **chosen))
         engine.warm_up(lambda words: None)
     return engine
 

@@ -38,6 +38,18 @@ class TinyModel:
         return params_of(self.card)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model whose weights are there."""
+
+    name: str
+    card: ModelCard
+    params: Any
+
+    def load_params(self) -> Any:
+        return self.params
+
+
 @cache
 def params_of(card: ModelCard) -> Any:
     """Larger than at the start of training, so that the likeliest token is far from the next."""

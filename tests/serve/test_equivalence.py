@@ -14,8 +14,8 @@ from tests.serve.engines import ask, engine_for, is_greedy, logits_of, run, toke
 from tests.serve.models import CARDS
 
 LLAMA = CARDS["llama"]
-# One kind of attention and one mixture always, the others with the slow ones.
-MARKED = [name if name in ("llama", "mistral") else pytest.param(name, marks=pytest.mark.slow) for name in CARDS]
+# One always, the others with the slow ones: each is compiled.
+MARKED = [name if name == "llama" else pytest.param(name, marks=pytest.mark.slow) for name in CARDS]
 
 
 def prompts(lengths: list[int], shared: int = 0, seed: int = 0) -> list[tuple[int, ...]]:
@@ -53,6 +53,13 @@ def test_preempted_requests_answer_the_same() -> None:
     requests = [ask(str(number), prompt, max_tokens=40) for number, prompt in enumerate(prompts([20, 30, 25, 18, 33]))]
     assert_greedy(engine, requests, run(engine, *requests))
     assert engine.stats().num_preemptions > 0
+
+
+@pytest.mark.slow
+def test_page_tables_of_several_sizes(fused: None) -> None:
+    engine = engine_for(LLAMA, max_sequence_tokens=128)
+    requests = [ask(str(number), prompt, max_tokens=25) for number, prompt in enumerate(prompts([3, 90, 20, 7, 60]))]
+    assert_greedy(engine, requests, run(engine, *requests, every=4))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -166,6 +173,37 @@ def test_no_stop_token_before_min_tokens() -> None:
     assert len(answer) >= 6 and stop not in answer
 
 
+class Staircase:
+    """A grammar in which each token is above the one before; 60 is the top. In the place of ``Grammars`` and of its matcher."""
+
+    error, is_done, last = None, False, -1
+
+    def compile(self, _grammar: str) -> Staircase:
+        return Staircase()
+
+    def mask(self) -> np.ndarray:
+        bits = np.zeros(64, bool)
+        bits[self.last + 1 : 61] = True
+        return np.packbits(bits, bitorder="little").view(np.uint32)
+
+    def accept(self, token: int) -> bool:
+        self.last, self.is_done = token, token == 60
+        return True
+
+
+def test_a_grammar_binds_its_own_request_while_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_for(LLAMA)
+    monkeypatch.setattr(engine._intake, "_grammars", Staircase())
+    bound = [ask(name, prompt, max_tokens=62, grammar="staircase", temperature=0.5, seed=3) for name, prompt in zip("ab", prompts([9, 30]), strict=True)]
+    free = ask("free", prompts([5])[0], max_tokens=40)
+    outputs = run(engine, bound[0], free, bound[1], every=2)
+    for name in "ab":
+        answer = tokens_of(outputs[name])
+        assert answer == sorted(set(answer)) and answer[-1] == 60
+        assert outputs[name][-1].finish is Finish.STOP
+    assert is_greedy(LLAMA, free.prompt, tokens_of(outputs["free"]))
+
+
 @pytest.mark.parametrize("cache", ["bfloat16", "int8"])
 @pytest.mark.slow
 def test_smaller_caches_answer_too(cache: str) -> None:
@@ -173,3 +211,23 @@ def test_smaller_caches_answer_too(cache: str) -> None:
     requests = [ask(str(number), prompt, max_tokens=20) for number, prompt in enumerate(prompts([30, 20]))]
     outputs = run(engine, *requests)
     assert [len(tokens_of(outputs[request.id])) for request in requests] == [20, 20]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["llama3-scaling", "mistral-window", "mixtral", "qwen3", "qwen3_moe"])
+def test_answers_are_those_of_transformers(case: str, tmp_path: Any) -> None:
+    """Greedy and long, from a folder that transformers wrote."""
+    torch = pytest.importorskip("torch")
+    from colossus.nn.hf import load_params, read_card
+    from tests.nn.test_hf_transformers import save_model
+    from tests.serve.engines import hurried
+    from tests.serve.models import Loaded
+
+    theirs = save_model(case, tmp_path)
+    card = read_card(tmp_path)
+    engine = hurried(Loaded("theirs", card, load_params(tmp_path, card)))
+    asked = [tuple(token % card.vocab_size for token in prompt) for prompt in prompts([7, 40, 20], seed=3)]
+    outputs = run(engine, *(ask(str(number), prompt, max_tokens=60) for number, prompt in enumerate(asked)), every=2)
+    for number, prompt in enumerate(asked):
+        expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False, eos_token_id=None)[0, len(prompt) :].tolist()
+        assert tokens_of(outputs[str(number)]) == expected

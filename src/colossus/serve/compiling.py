@@ -8,7 +8,7 @@ import logging
 import os
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +55,19 @@ class ProgramStore:
     Files are pickles, which run code when they are read: the folder must be one's own, as that of the compiled kernels is.
     """
 
-    def __init__(self, mark: str) -> None:
+    def __init__(self, mark: str, devices: Sequence[Any]) -> None:
         if target.platform() == "cpu":
             ffi.unavailable()  # registers the kernels, which programs that are read back call by name
         single = jax.process_count() == 1  # programs of a gang name its devices
         self._folder = build.cache_folder().parent / "programs" if single else None
-        self._mark = hashlib.sha256(repr((mark, _surroundings())).encode()).hexdigest()
+        self._devices = list(devices)
+        self._mark = hashlib.sha256(repr((mark, [device.id for device in devices], _surroundings())).encode()).hexdigest()
 
     def get_or_make(self, name: str, lower: Callable[[], Any]) -> Any:
         """The program of this name; ``lower`` begins it where there is none yet."""
         _listen()
         path = None if self._folder is None else self._folder / f"{hashlib.sha256((self._mark + name).encode()).hexdigest()[:32]}.program"
-        if path is not None and (found := _load(path)) is not None:
+        if path is not None and (found := _load(path, self._devices)) is not None:
             return found
         num_found = _counts["found"]
         compiled = lower().compile()
@@ -92,14 +93,14 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, devices: list[Any]) -> Any:
     """None where there is no whole file of it."""
     try:
         data = path.read_bytes()
     except OSError:
         return None
     try:
-        loaded = serialize_executable.deserialize_and_load(*pickle.loads(data))
+        loaded = serialize_executable.deserialize_and_load(*pickle.loads(data), execution_devices=devices)
         os.utime(path)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, the program can be made anew
         log.warning("compiled program %s cannot be read, it is made anew: %s", path, error)

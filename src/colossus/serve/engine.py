@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 import psutil
 
 from colossus.nn import target
@@ -185,7 +186,8 @@ class Engine:
     def _count(self, plan: Plan) -> None:
         self._counts.num_steps += plan.num_steps
         unread = self._slots.num_prompt[plan.slots] - plan.computed
-        self._counts.num_prompt_tokens += int(unread.clip(0).clip(max=plan.counts).sum())
+        if (unread > 0).any():
+            self._counts.num_prompt_tokens += int(np.minimum(np.maximum(unread, 0), plan.counts).sum())
 
     def _read(self, flight: Flight) -> list[Output]:
         """Waits for a step and gives its results to their requests."""
@@ -230,7 +232,7 @@ class Engine:
         known = sequence.num_known
         sequence.tokens[known : known + len(drawn)] = drawn
         sequence.num_known = known + len(drawn)
-        kept = drawn[:-1] if finish is Finish.STOP and drawn[-1] in sequence.stops else drawn
+        kept = drawn[:-1] if drawn and drawn[-1] in sequence.stops else drawn
         self._counts.num_output_tokens += len(kept)
         logprobs = self._logprobs(sequence, kept, table, row)
         if finish is not None:
@@ -239,12 +241,15 @@ class Engine:
         return answer(sequence, kept, None, logprobs)
 
     def _cut(self, sequence: Sequence, drawn: list[int]) -> tuple[list[int], Finish | None]:
+        """The part of what was drawn that counts, and whether the answer ends with it."""
         room = sequence.limit - sequence.num_known
         for place, token in enumerate(drawn[:room]):
             if token in sequence.stops:
                 return drawn[: place + 1], Finish.STOP
             if sequence.matcher is not None:
                 sequence.matcher.accept(token)
+                if sequence.matcher.error is not None:
+                    return drawn[:place], Finish.ERROR
                 if sequence.matcher.is_done:
                     return drawn[: place + 1], Finish.STOP
         return drawn[:room], Finish.LENGTH if len(drawn) >= room else None
@@ -289,7 +294,10 @@ class Engine:
         del self._sequences[sequence.request.id]
         if finish is not Finish.ABORT:
             self._scheduler.learn_answer(sequence)
-        return answer(sequence, tokens, finish, logprobs)
+        output = answer(sequence, tokens, finish, logprobs)
+        if finish is Finish.ERROR:
+            return replace(output, error=f"the grammar could not be followed: {sequence.matcher.error}")
+        return output
 
 
 def _check(options: EngineOptions) -> None:
