@@ -56,7 +56,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tensor_data_layout": ("reference", "Meta AI original pth"),
 }
 # Path in the tree -> tensor of a layer (or of the model).
-_NAMES = {
+_NAMES: dict[tuple[str, ...], str] = {
     ("embed", "tokens"): "token_embd",
     ("final_norm", "scale"): "output_norm",
     ("lm_head", "kernel"): "output",

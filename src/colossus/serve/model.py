@@ -114,7 +114,7 @@ def _open_folder(folder: Path) -> ServedModel:
 def _read_tokenizer(file: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises Exception itself
+    except Exception as error:  # noqa: BLE001  (tokenizers raises Exception itself)
         raise DataError(f"{file} is no tokenizer that can be used: {error}", hint="give the file that `tokenizers` or transformers saved") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
