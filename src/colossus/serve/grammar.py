@@ -126,6 +126,13 @@ class Grammars:
         return words
 
 
+def check_grammar(grammar: str) -> None:
+    """GrammarError in words where a grammar cannot be enforced, whatever the model: for the door, which has no engine."""
+    _check_size(grammar)
+    if problem := LLMatcher.validate_grammar(grammar, None, limits=LLParserLimits(**_LIMITS)):  # type: ignore[arg-type]
+        raise _refusal(problem)
+
+
 def json_schema_grammar(schema: Mapping[str, Any] | bool) -> str:
     """JSON of a schema (draft 2020-12, less what llguidance has no rule for); properties in the order of the schema."""
     return _json_grammar(_checked_schema(schema))
