@@ -8,6 +8,7 @@ back into halves, for RoPE on halves.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from colossus.spec.errors import DataError, Problem, SpecError
 from colossus.spec.model import ModelCard
 
 ARCHITECTURES = ("llama", "qwen3", "qwen3moe")
+_READERS = 4  # threads that dequantise and turn layers; more only wait for memory
 _SHOWN = 8  # broken tensors named in one message
-_FREQUENCIES = "rope_freqs.weight"
+_CHUNK = 1 << 17  # numbers dequantised at a time
+_EMBEDDING, _FREQUENCIES = "token_embd.weight", "rope_freqs.weight"
 # Card field -> key below the architecture's name.
 _KEYS = {
     "num_layers": "block_count",
@@ -131,7 +134,7 @@ def _card_data(file: GgufFile, architecture: str, problems: list[Problem]) -> di
     for key in ("attention.value_length", "rope.dimension_count"):
         if own.get(key, head_dim) != head_dim:
             problems.append(Problem(path=f"{architecture}.{key}", value=str(own[key]), rule=f"must be the width of a head, {head_dim}"))
-    embedding = file.tensors.get("token_embd.weight")
+    embedding = file.tensors.get(_EMBEDDING)
     data |= {"head_dim": head_dim, "vocab_size": embedding.shape[0] if embedding is not None else own.get("vocab_size", 0)}
     data |= {"num_kv_heads": own.get("attention.head_count_kv", data["num_heads"]), "rope_theta": own.get("rope.freq_base", 10000.0)}
     return data | {"tie_embeddings": "output.weight" not in file.tensors, "qk_norm": architecture != "llama"} | _moe_data(own)
@@ -183,18 +186,36 @@ def _check(model: GgufModel) -> None:
 
 def _leaf(model: GgufModel, leaf: Leaf) -> np.ndarray:
     """One array of the tree, each stored tensor dequantised into its place."""
-    order = _row_order(model, leaf)
-    if not leaf.stack:
-        return np.ascontiguousarray(leaf.from_stored(_rows(model.file.tensors[_tensor_name(leaf, ())], order, ())))
     out = np.empty(leaf.shape, np.float32)
-    for coords in leaf.coords:
+    order = _row_order(model, leaf)
+
+    def fill(coords: Coords) -> None:
         tensor = model.file.tensors[_tensor_name(leaf, coords)]
-        out[coords] = leaf.from_stored(_rows(tensor, order, coords[1:]))
+        _fill(out[coords], tensor, order(tensor.rows[coords[1:]]))
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        list(pool.map(fill, leaf.coords))
     return out
 
 
-def _rows(tensor: GgufTensor, order: Callable[[np.ndarray], np.ndarray], expert: Coords) -> np.ndarray:
-    return tensor.floats(order(tensor.rows[expert]))
+def _fill(out: np.ndarray, tensor: GgufTensor, rows: np.ndarray) -> None:
+    """Numbers of (rows, columns) as they are, or turned: every matrix but the embedding is (out, in) there and (in, ...) here.
+
+    Some rows at a time, that what is read and written stays in the cache.
+    """
+    if rows.ndim == 1:
+        out[...] = tensor.floats(rows)
+        return
+    num_rows, width = len(rows), tensor.shape[-1]
+    turned = tensor.name != _EMBEDDING
+    target = out.reshape(width, num_rows) if turned else out
+    step = max(1, _CHUNK // width)
+    for at in range(0, num_rows, step):
+        part = tensor.floats(rows[at : at + step])
+        if turned:
+            target[:, at : at + step] = part.T
+        else:
+            target[at : at + step] = part
 
 
 def _row_order(model: GgufModel, leaf: Leaf) -> Callable[[np.ndarray], np.ndarray]:

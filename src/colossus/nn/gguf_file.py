@@ -25,6 +25,8 @@ _MOST_DIMS = 4
 _DEEPEST_ARRAY = 3
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", _BOOL: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+_PLAIN = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
+_BLOCKWISE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 _HINT = "is the download complete? compare its size with the publisher's"
 
 Value = Any  # int, float, bool, str, a list of str, or a numpy array
@@ -41,18 +43,20 @@ class GgufTensor:
 
     def floats(self, rows: np.ndarray | None = None) -> np.ndarray:
         """The numbers as float32, of all rows or of those given; DataError where this type cannot be dequantised."""
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
+        from gguf import quants
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
         kind = GGMLQuantizationType(self.kind)
-        chosen = self.rows if rows is None else rows
-        if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
-            dtype = np.float32 if kind == GGMLQuantizationType.F32 else np.float16
-            return np.ascontiguousarray(chosen).view(dtype).astype(np.float32, copy=False)
+        chosen = np.ascontiguousarray(self.rows if rows is None else rows)
+        if kind.name in _PLAIN:
+            return chosen.view(_PLAIN[kind.name]).astype(np.float32, copy=False)
+        if kind.name in _BLOCKWISE:  # quants.dequantize takes 16 rows at a time, three times slower
+            blocks = chosen.reshape(-1, GGML_QUANT_SIZES[kind][1])
+            return np.asarray(getattr(quants, kind.name).dequantize_blocks(blocks).reshape(*chosen.shape[:-1], self.shape[-1]))
         try:
-            return dequantize(np.ascontiguousarray(chosen), kind)
+            return np.asarray(quants.dequantize(chosen, kind))
         except NotImplementedError:
-            hint = "known: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, the IQ types"
+            hint = "known: " + ", ".join((*_PLAIN, "BF16", *_BLOCKWISE, "and the IQ types"))
             raise DataError(f"tensor {self.name} is of type {kind.name}, which cannot be dequantised here", hint=hint) from None
 
 
