@@ -143,9 +143,7 @@ def _transformers_twin(transformers: Any, torch: Any, params: Any, model: Served
         tie_word_embeddings=True,
     )
     twin = transformers.LlamaForCausalLM(config).eval()
-    state = {
-        leaf.name_at(coords): torch.tensor(leaf.to_stored(params[leaf.path[0]][leaf.path[1]][coords])) for leaf in leaves(card) for coords in leaf.coords
-    }
+    state = {leaf.name_at(coords): torch.tensor(leaf.to_stored(params[leaf.path[0]][leaf.path[1]][coords])) for leaf in leaves(card) for coords in leaf.coords}
     twin.load_state_dict(state, strict=False)
     return twin
 

@@ -38,8 +38,13 @@ _WEIGHTS = ("float32", "bfloat16", "int8")
 class PagedDecoder(Protocol):
     """A model made ready for serving. The functions are traced inside the engine's own programs; weights and pages are their inputs."""
 
-    card: ModelCard
-    weights: Any  # a pytree, on the device
+    @property
+    def card(self) -> ModelCard: ...
+
+    @property
+    def weights(self) -> Any:
+        """A pytree, on the device or cut over a mesh."""
+        ...
 
     def empty_pages(self, num_pages: int) -> Any:
         """A cache of zeros."""
@@ -49,8 +54,8 @@ class PagedDecoder(Protocol):
         """Hidden states after the final norm, (T, D), and the pages with the batch's keys and values written."""
         ...
 
-    def logits(self, weights: Any, hidden_od: jax.Array) -> jax.Array:
-        """(O, D) -> (O, V), float32."""
+    def logits(self, weights: Any, hidden_od: jax.Array, num_real: jax.Array | None = None) -> jax.Array:
+        """(O, D) -> (O, V), float32. Rows from ``num_real`` on are padding, of which the result may be anything finite."""
         ...
 
 
@@ -94,7 +99,7 @@ class PlainDecoder:
         o_thk, pages = self.attention.on_devices(index, self.card, pages, batch, *(x[0] for x in qkv_btnk))
         return o_thk[None], pages
 
-    def logits(self, weights: Any, hidden_od: jax.Array) -> jax.Array:
+    def logits(self, weights: Any, hidden_od: jax.Array, num_real: jax.Array | None = None) -> jax.Array:
         outer = jax.tree.map(lambda weight: whole(weight, self.compute_dtype), weights["outer"], is_leaf=lambda node: isinstance(node, Quantized))
         with self._traced():
             logits_ov = jnp.einsum("od,dv->ov", hidden_od, head(outer), preferred_element_type=jnp.float32)
@@ -121,7 +126,10 @@ def make_decoder(params: Params, card: ModelCard, *, weights: str = "float32", c
     for name, value in (("weights", weights), ("cache", cache)):
         if value not in _WEIGHTS:
             raise SpecError("decoder", [Problem(path=name, value=repr(value), rule=f"must be one of {', '.join(_WEIGHTS)}", hint=nearest(value, _WEIGHTS))])
-    # A CPU's compiled kernels (nn.paged_cpu) come first where they take the card, the numbers and mesh None.
+    from colossus.nn import paged_cpu  # which builds on this module
+
+    if mesh is None and paged_cpu.why_not(card) is None:
+        return paged_cpu.kernel_decoder(params, card, weight_dtype=jnp.dtype(weights), cache_dtype=jnp.dtype(cache))
     accelerated = target.platform() != "cpu"
     dtype = jnp.dtype(("bfloat16" if accelerated else "float32") if weights == "int8" else weights)
     return _decoder(params, card, dtype=dtype, int8=weights == "int8", cache_dtype=jnp.dtype(cache), mesh=mesh)

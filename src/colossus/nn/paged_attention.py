@@ -87,7 +87,7 @@ PLAIN = PagedAttention(name="plain", empty=empty, kv_heads_dim=2, attend=_attend
 
 def _attend_row(q_qhk: jax.Array, positions_q: jax.Array, length: jax.Array, pages_m: jax.Array, *, pages: Pages, index: int, window: int | None) -> jax.Array:
     """Queries of one row, each against the keys at and before its position, within the window."""
-    num_queries, num_heads, head_dim = q_qhk.shape
+    num_queries, _, head_dim = q_qhk.shape
     place_ms = jnp.arange(pages_m.shape[0] * PAGE_TOKENS).reshape(-1, PAGE_TOKENS)
     k_nkms, v_nmsk = _gathered(pages, index, pages_m, q_qhk.dtype)
     v_nmsk = jnp.where((place_ms < length)[..., None], v_nmsk, 0)  # what others left there may be no number, times 0 too

@@ -17,6 +17,7 @@ from jax.experimental import serialize_executable
 from jaxlib import xla_client
 
 import colossus
+from colossus.nn import target
 from colossus.nn.kernels import build, ffi
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -55,6 +56,8 @@ class ProgramStore:
     """
 
     def __init__(self, mark: str) -> None:
+        if target.platform() == "cpu":
+            ffi.unavailable()  # registers the kernels, which programs that are read back call by name
         single = jax.process_count() == 1  # programs of a gang name its devices
         self._folder = build.cache_folder().parent / "programs" if single else None
         self._mark = hashlib.sha256(repr((mark, _surroundings())).encode()).hexdigest()

@@ -34,6 +34,7 @@ class Vocabulary:
     An answer goes on where its prompt ended: a leading space that ``Tokenizer.decode`` strips from a text's start is kept.
 
     :ivar special: ids of special tokens, which are no part of a text for people.
+    :ivar max_token_bytes: the most that one token writes; None where neighbours matter.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -42,6 +43,7 @@ class Vocabulary:
         self.special = frozenset(index for index, token in added.items() if token.special)
         self._added = {index: token.content for index, token in added.items()}
         self._table = _byte_table(tokenizer, self._added)
+        self.max_token_bytes = max(map(len, self._table), default=1) if self._table is not None else None
 
     def detokenizer(self, prompt: Sequence[int], *, skip: Collection[int]) -> Detokenizer:
         """For an answer to ``prompt``; tokens in ``skip`` write nothing."""

@@ -18,6 +18,7 @@ from colossus.serve import compiling
 from colossus.serve.backend import EngineInfo
 from colossus.serve.batch import pack
 from colossus.serve.blocks import PagePool
+from colossus.serve.gang import Gang
 from colossus.serve.intake import Intake, Refused
 from colossus.serve.options import EngineOptions
 from colossus.serve.programs import MAX_FUSED_STEPS, Programs
@@ -60,6 +61,7 @@ class Engine:
     def __init__(self, model: EngineModel, options: EngineOptions) -> None:
         self._start_s = time.time()
         _check(options)
+        gang = Gang(options) if options.processes > 1 else None
         self._model, self._options = model, options
         card = model.card
         self._decoder = make_decoder(model.load_params(), card, weights=options.weights, cache=options.cache, mesh=tp_mesh(card, options.tp))
@@ -68,7 +70,8 @@ class Engine:
         max_pages = int(pages_for(self._max_sequence_tokens + options.max_fused_steps))
         self._slots = Slots(options.max_running, max_pages, card.vocab_size)
         self._shapes = _shapes(self._decoder, options, max_pages)
-        self._programs = Programs(self._decoder, num_pages=self._num_pages, num_slots=options.max_running)
+        own = Programs(self._decoder, num_pages=self._num_pages, num_slots=options.max_running)
+        self._programs = own if gang is None else gang.leading(own, num_pages=self._num_pages, num_slots=options.max_running)
         self._scheduler = Scheduler(self._pool, self._slots, _limits(options))
         self._intake = Intake(model, options, self._max_sequence_tokens)
         self._sequences: dict[str, Sequence] = {}

@@ -36,6 +36,7 @@ class EngineOptions:
     :param num_draft_tokens: guessed by prompt lookup for each request and step; 0 turns speculation off.
     :param policy: order of waiting requests: fcfs, priority, shortest, fair.
     :param tp: devices that share each layer.
+    :param processes: that hold those devices, equally many each.
     """
 
     model: Path
@@ -50,4 +51,5 @@ class EngineOptions:
     num_draft_tokens: int = 0
     policy: str = "fcfs"
     tp: int = 1
+    processes: int = 1
     seed: int = 0

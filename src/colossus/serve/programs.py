@@ -179,7 +179,7 @@ def _decode(decoder: PagedDecoder, key: Key, weights: Any, state: State, ints: j
         pages, tokens_r, lengths_r, drawn_kr = carry
         now = batch._replace(tokens_t=tokens_r, positions_t=jnp.maximum(lengths_r - 1, 0), lengths_r=lengths_r)
         hidden_rd, pages = decoder.forward(weights, pages, now)
-        tokens_r = _drawn(decoder.logits(weights, hidden_rd), parts, lengths_r)
+        tokens_r = _drawn(decoder.logits(weights, hidden_rd, parts["num_rows"][0]), parts, lengths_r)
         return pages, tokens_r, jnp.where(real_r, lengths_r + 1, 0), drawn_kr.at[step].set(tokens_r)
 
     drawn_kr = jnp.zeros((MAX_FUSED_STEPS, key.num_rows), jnp.int32)
@@ -188,19 +188,19 @@ def _decode(decoder: PagedDecoder, key: Key, weights: Any, state: State, ints: j
     return Outputs(tokens=drawn_kr), State(pages, state.last_s.at[parts["slots"]].set(tokens_r))
 
 
-def _last_logits(decoder: PagedDecoder, weights: Any, pages: Pages, batch: Batch) -> tuple[jax.Array, Pages]:
+def _last_logits(decoder: PagedDecoder, weights: Any, pages: Pages, batch: Batch, num_rows: jax.Array) -> tuple[jax.Array, Pages]:
     """Logits of each row's last token."""
     hidden_td, pages = decoder.forward(weights, pages, batch)
     if batch.tokens_t.shape != batch.lengths_r.shape:
         hidden_td = hidden_td[jnp.maximum(batch.starts_r[1:] - 1, 0)]
-    return decoder.logits(weights, hidden_td), pages
+    return decoder.logits(weights, hidden_td, num_rows), pages
 
 
 def _mixed(decoder: PagedDecoder, key: Key, weights: Any, state: State, ints: jax.Array, floats: jax.Array) -> tuple[Outputs, State]:
     """Rows that decode beside rows that read their prompts."""
     parts = key.layout.unpack(ints, floats)
     batch, _ = _batch(key, parts, state.last_s)
-    logits_rv, pages = _last_logits(decoder, weights, state.pages, batch)
+    logits_rv, pages = _last_logits(decoder, weights, state.pages, batch, parts["num_rows"][0])
     drawn_r = _drawn(logits_rv, parts, batch.lengths_r)
     return Outputs(tokens=drawn_r[None]), State(pages, state.last_s.at[parts["slots"]].set(drawn_r))
 
@@ -215,7 +215,7 @@ def _edited(
     """Any rows; the logits are changed before a token is drawn, and the counts after it."""
     parts = key.layout.unpack(ints, floats)
     batch, _ = _batch(key, parts, state.last_s)
-    logits_rv, pages = _last_logits(decoder, weights, state.pages, batch)
+    logits_rv, pages = _last_logits(decoder, weights, state.pages, batch, parts["num_rows"][0])
     drawn_r = _drawn(edit(logits_rv, _edits_of(parts, edits, mask_rw)), parts, batch.lengths_r)
     logprobs = _logprobs_where_wanted(logits_rv, drawn_r, parts["wants_logprobs"][0] > 0)
     edits = edits._replace(counts_sv=edits.counts_sv.at[parts["edit_slots"], drawn_r].add(1))

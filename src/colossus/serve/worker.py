@@ -43,7 +43,7 @@ class Line:
     """The worker's end of the socket. The process ends with the door's."""
 
     def __init__(self, path: str) -> None:
-        _die_with_parent()
+        die_with_parent()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.connect(path)
         self._frames = Frames()
@@ -160,7 +160,7 @@ def _fail(line: Line, error: Exception) -> int:
     return EXIT_PERMANENT if permanent else EXIT_FAILED
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Linux ends us with the thread that started us, even where a debugger or SIGSTOP holds our own watcher."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -181,3 +181,9 @@ def test_a_fault_of_ours_tells_nothing_inner(world: World) -> None:
     world.backend.say = lambda request: RuntimeError("secret")
     error = told(send(world.url + CHAT, {"messages": ASK}), 500)
     assert error["type"] == "server_error" and "secret" not in error["message"]
+
+
+def test_millions_of_characters_are_not_even_tokenized(world: World) -> None:
+    long = "x" * 2_000_000
+    assert told(send(world.url + CHAT, {"messages": [{"role": "user", "content": long}]}), 400)["code"] == "context_length_exceeded"
+    assert told(send(world.url + TEXT, {"prompt": long}), 400)["param"] == "prompt"

@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = (
-    "-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math",
+    "-O3", "-std=c++17", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast", "-w",
 )  # fmt: skip
 BUILD_TIMEOUT_S = 600
@@ -90,9 +91,8 @@ def _compile(compilers: dict[str, str], target: Path) -> Path | Unavailable:
     reasons = []
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = Path(scratch) / target.name
-        arguments = [*_flags(), f"-I{jax.ffi.include_dir()}", *map(str, _sources("*.cc")), "-o", str(made)]
         for compiler in compilers.values():
-            _, failure = _run(compiler, *arguments)
+            failure = _compile_with(compiler, f"-I{jax.ffi.include_dir()}", made)
             if failure is None:
                 os.replace(made, target)
                 return target
@@ -100,6 +100,18 @@ def _compile(compilers: dict[str, str], target: Path) -> Path | Unavailable:
         made.write_text("\n".join([*reasons, f"Once that is mended, delete {note} to have it tried again."]))
         os.replace(made, note)
     return Unavailable(reason=note.read_text())
+
+
+def _compile_with(compiler: str, include: str, made: Path) -> str | None:
+    """Each source for itself, as many at a time as there are cores, then all linked; why it failed if it did."""
+    objects = {source: made.with_name(f"{source.stem}.o") for source in _sources("*.cc")}
+
+    def compile_one(source: Path) -> str | None:
+        return _run(compiler, *_flags(), "-c", include, str(source), "-o", str(objects[source]))[1]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        failures = [failure for failure in pool.map(compile_one, objects) if failure is not None]
+    return failures[0] if failures else _run(compiler, *_flags(), "-shared", *map(str, objects.values()), "-o", str(made))[1]
 
 
 def _compilers() -> dict[str, str]:

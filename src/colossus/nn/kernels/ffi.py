@@ -14,8 +14,7 @@ TARGETS = tuple(
     f"colossus_{name}"
     for name in (
         "attention_forward", "attention_backward", "matmul", "cross_entropy", "rms_norm", "rms_norm_backward", "swiglu",
-        "swiglu_backward", "rope",
-        "argmax", "sample", "logprobs",
+        "swiglu_backward", "rope", "paged_decoder", "panel_product", "argmax", "sample", "logprobs",
     )
 )  # fmt: skip
 

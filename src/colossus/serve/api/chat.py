@@ -72,7 +72,7 @@ async def prepare(service: Service, body: ChatBody, asked: Asked) -> Chat:
     bounds = service.bounds
     use = ToolUse.of(body)
     grammar = await grammar_of(body, use)
-    prompt = await encode_chat(service.text, body, use)
+    prompt = await encode_chat(service.text, body, use, max_tokens=bounds.max_sequence_tokens)
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     max_tokens = room(len(prompt), wanted, bounds, param="messages")
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else None

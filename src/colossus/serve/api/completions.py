@@ -122,6 +122,8 @@ async def encode_prompts(
     if entries and not isinstance(entries[0], str):
         return [list(tokens) for tokens in entries]
     text = service.text
+    for entry in entries:
+        text.check_length(entry, service.bounds.max_sequence_tokens, param)
     encoded = await off_loop(sum(map(len, entries)), lambda: [text.encode(entry, add_special_tokens=add_special_tokens) for entry in entries])
     if not all(encoded):
         raise ApiError(f"{param}: an empty text has no tokens, and this model begins no text by itself: write something", param=param)

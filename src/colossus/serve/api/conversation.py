@@ -51,12 +51,22 @@ def tool_data(tool: Tool) -> dict[str, Any]:
     return tool.model_dump(exclude_none=True)
 
 
-async def encode_chat(text: Text, body: ChatBody, use: ToolUse) -> list[int]:
-    """Tokens of the prompt. The template writes the beginning-of-text token itself, where the model has one."""
+async def encode_chat(text: Text, body: ChatBody, use: ToolUse, *, max_tokens: int | None = None) -> list[int]:
+    """Tokens of the prompt. The template writes the beginning-of-text token itself, where the model has one.
+
+    :param max_tokens: longer prompts may be refused before they are tokenized.
+    """
     messages = [_message(message) for message in body.messages]
     tools = [tool_data(tool) for tool in use.tools]
     size = sum(len(message["content"]) for message in messages)
-    return await off_loop(size, lambda: text.encode(render(text, body, messages, tools), add_special_tokens=False))
+
+    def encode() -> list[int]:
+        prompt = render(text, body, messages, tools)
+        if max_tokens is not None:
+            text.check_length(prompt, max_tokens, "messages")
+        return text.encode(prompt, add_special_tokens=False)
+
+    return await off_loop(size, encode)
 
 
 def render(text: Text, body: ChatBody, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:

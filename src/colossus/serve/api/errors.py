@@ -54,11 +54,13 @@ class ApiError(ColossusError):
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error", 503: "service_unavailable"}
 
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def to_json(data: Any) -> bytes:
     """Compact JSON in UTF-8; what UTF-8 cannot write (half a surrogate pair) stays escaped."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     try:
-        return text.encode()
+        return _COMPACT.encode(data).encode()
     except UnicodeEncodeError:
         return json.dumps(data, separators=(",", ":")).encode()
 

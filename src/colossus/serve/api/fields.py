@@ -79,6 +79,7 @@ class StructuredOutputs(Body):
     choice: Choices | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    structural_tag: Annotated[None, refused("is not offered: use grammar")] = None
 
 
 class Drawing(Body):

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from llguidance import LLMatcher
-
 from colossus.serve.api.conversation import ToolUse
 from colossus.serve.api.errors import ApiError
 from colossus.serve.api.fields import Drawing, ResponseFormat
 from colossus.serve.grammar import (
     GrammarError,
+    check_grammar,
     choice_grammar,
     json_object_grammar,
     json_schema_grammar,
@@ -31,11 +30,14 @@ async def grammar_of(body: Drawing, use: ToolUse | None = None) -> str | None:
         return None
     param, make = chosen
     try:
-        grammar = make()
+        return await asyncio.to_thread(_checked, make)
     except GrammarError as error:
         raise ApiError(f"{param}: {error}", param=param, code="invalid_grammar") from None
-    if problem := await asyncio.to_thread(LLMatcher.validate_grammar, grammar, None):
-        raise ApiError(f"{param}: the form cannot be enforced: {problem}", param=param, code="invalid_grammar")
+
+
+def _checked(make: Callable[[], str]) -> str:
+    grammar = make()
+    check_grammar(grammar)
     return grammar
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Collection, Sequence
@@ -18,6 +19,8 @@ from colossus.serve.api.text import Text, TextModel
 from colossus.serve.backend import Backend
 from colossus.serve.detokenize import Stops
 from colossus.serve.request import Request, Sampling
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,8 @@ class Service:
         self.text = Text(model)
         self.model_name = settings.model_name or model.name
         self._end_ids = model.end_ids
+        if self.text.template.is_default:
+            _LOG.warning("%s has no chat template of its own: conversations are written as plain ChatML", self.model_name)
 
     @property
     def bounds(self) -> Bounds:

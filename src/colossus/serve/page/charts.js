@@ -4,13 +4,18 @@ const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 300, HEIGHT = 54, TOP = 3;
 const tip = document.getElementById("tip");
 
-// series: [{ tone, values, area }] of equal length, oldest first, null where nothing is known; tell(index) gives the words of one moment.
+// series: [{ tone, values, area, bars }] of equal length, oldest first, null where nothing is known; tell(index) gives the words of one moment.
 export function draw(svg, series, { high, tell }) {
   const most = Math.max(high ?? 0, ...series.flatMap(({ values }) => values.filter((value) => value !== null)), 1e-9);
   const x = (index, count) => (count > 1 ? (index / (count - 1)) * WIDTH : WIDTH);
   const y = (value) => HEIGHT - (value / most) * (HEIGHT - TOP);
   const parts = [shape("path", { class: "base", d: `M0 ${HEIGHT}H${WIDTH}` })];
-  for (const { tone, values, area } of series) {
+  for (const { tone, values, area, bars } of series) {
+    if (bars) {
+      const known = values.map((value, index) => (value === null ? "" : `M${x(index, values.length).toFixed(1)} ${HEIGHT}V${(y(value) - 1).toFixed(1)}`));
+      parts.push(shape("path", { class: `line bars ${tone}`, d: known.join("") }));
+      continue;
+    }
     for (const [first, points] of pieces(values)) {
       const line = points.map((value, index) => `${x(first + index, values.length).toFixed(1)} ${y(value).toFixed(1)}`).join("L");
       const begin = x(first, values.length).toFixed(1);

@@ -36,7 +36,7 @@ export class Chat {
   }
 
   async say(text) {
-    if (!text.trim() || this.stopper) return;
+    if (!text.trim() || this.stopper || !this.model) return;
     this.stopper = new AbortController();
     at("said").value = "";
     grow();

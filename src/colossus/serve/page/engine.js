@@ -43,14 +43,16 @@ const CARDS = [
     title: "First token",
     value: (stats) => [seconds(stats.ttft_s.p50), "p50"],
     note: (stats) => `between tokens ${seconds(stats.itl_s.p50)}`,
-    series: (stats) => [{ tone: "tone-b", values: column(stats, "ttft_p50_s"), area: true }],
+    series: (stats) => [{ tone: "tone-b", values: column(stats, "ttft_p50_s"), bars: true }],
     tell: (each) => `${seconds(each.ttft_p50_s)}, ${ago(each)}`,
   },
 ];
 
 export class Engine {
-  constructor(ask) {
+  // onReady: called until it says that it has done its work.
+  constructor(ask, onReady) {
     this.ask = ask;
+    this.onReady = onReady;
     this.timer = 0;
     this.cards = CARDS.map(build);
     at("numbers").append(...this.cards.map((card) => card.node));
@@ -66,7 +68,9 @@ export class Engine {
     try {
       const response = await this.ask("stats", {});
       if (!response.ok) throw new Error(`the server answered ${response.status}`);
-      this.show(await response.json());
+      const stats = await response.json();
+      this.show(stats);
+      if (stats.ready && this.onReady && (await this.onReady())) this.onReady = null;
     } catch {
       status("unreachable", "failed");
       wait = SLOW_MS;

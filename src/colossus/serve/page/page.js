@@ -35,14 +35,11 @@ function askForKey(wasWrong) {
   });
 }
 
+// Once an engine is ready; false where it is not after all.
 async function models(chat) {
-  for (;;) {
-    try {
-      const response = await ask("v1/models", {});
-      if (response.ok) return choose(chat, (await response.json()).data.map((model) => model.id));
-    } catch {}
-    await new Promise((resolve) => setTimeout(resolve, 2000));
-  }
+  const response = await ask("v1/models", {});
+  if (response.ok) choose(chat, (await response.json()).data.map((model) => model.id));
+  return response.ok;
 }
 
 function choose(chat, names) {
@@ -55,6 +52,7 @@ function choose(chat, names) {
   at("choice").addEventListener("change", () => use(at("choice").value));
   at("models").hidden = names.length < 2;
   if (names.length) use(names[0]);
+  at("send").disabled = !names.length;
 }
 
 function view(name) {
@@ -72,6 +70,5 @@ at("theme").addEventListener("click", () => {
 });
 view("chat");
 const chat = new Chat(ask);
-models(chat);
-new Engine(ask);
+new Engine(ask, () => models(chat));
 at("said").focus();
