@@ -30,7 +30,7 @@ from colossus.nn.paged import PagedDecoder, make_decoder, tp_mesh
 from colossus.serve.frames import RECEIVE_BYTES, Frames, frame
 from colossus.serve.options import EngineOptions
 from colossus.serve.programs import Outputs, Programs
-from colossus.serve.settings import WorkerOrder
+from colossus.serve.settings import options_from_json, options_to_json
 from colossus.serve.shapes import Key, Kind
 from colossus.serve.worker import die_with_parent
 from colossus.spec.errors import EngineError, Problem, SpecError
@@ -55,7 +55,7 @@ class Gang:
 
     def _start(self, options: EngineOptions, program: Sequence[str]) -> None:
         coordinator, size = f"127.0.0.1:{_free_port()}", options.processes
-        begin = {"kind": "begin", "coordinator": coordinator, "order": WorkerOrder(engine=options).to_json()}
+        begin = {"kind": "begin", "coordinator": coordinator, "order": options_to_json(options)}
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
             path = self._folder / "gang.sock"
             server.bind(str(path))
@@ -183,7 +183,7 @@ def follow(rank: int, path: str, open_model: Callable[[Path], Any]) -> None:
     line.send(frame({"kind": "hello", "rank": rank}))
     begin = line.hear()
     threading.Thread(target=_end_with_leader, args=(connection,), daemon=True).start()
-    options = WorkerOrder.from_json(begin["order"]).engine
+    options = options_from_json(begin["order"])
     _join(begin["coordinator"], options.processes, rank, options)
     model = open_model(options.model)
     mesh = tp_mesh(model.card, options.tp)
