@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from colossus.serve.model import open_model
 from lines import answer
 
 from colossus.serve.engine import Engine
+from colossus.serve.model import open_model
 from colossus.serve.options import CachePrecision, EngineOptions, WeightPrecision
 from colossus.serve.request import Request, Sampling
 

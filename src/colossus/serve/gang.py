@@ -55,7 +55,7 @@ class Gang:
 
     def _start(self, options: EngineOptions, program: Sequence[str]) -> None:
         coordinator, size = f"127.0.0.1:{_free_port()}", options.processes
-        begin = {"kind": "begin", "coordinator": coordinator, "order": options_to_json(options)}
+        begin = {"kind": "begin", "coordinator": coordinator, "options": options_to_json(options)}
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
             path = self._folder / "gang.sock"
             server.bind(str(path))
@@ -183,7 +183,7 @@ def follow(rank: int, path: str, open_model: Callable[[Path], Any]) -> None:
     line.send(frame({"kind": "hello", "rank": rank}))
     begin = line.hear()
     threading.Thread(target=_end_with_leader, args=(connection,), daemon=True).start()
-    options = options_from_json(begin["order"])
+    options = options_from_json(begin["options"])
     _join(begin["coordinator"], options.processes, rank, options)
     model = open_model(options.model)
     mesh = tp_mesh(model.card, options.tp)
