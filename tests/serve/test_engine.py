@@ -235,6 +235,10 @@ def test_a_stop_token_ends_the_answer_and_is_no_part_of_it() -> None:
         (ask("a", (1,), num_logprobs=21), "at most 20"),
         (ask("a", (1,), logit_bias={99: 1.0}), "logit_bias"),
         (ask("a", (1,), stop_token_ids=tuple(range(33))), "at most 32 stop tokens"),
+        (ask("a", (1,), stop_token_ids=(2**40,)), "stop tokens must be from 0 to 49"),
+        (ask("a", (1,), min_tokens=2**40, stop_token_ids=(1,)), "min_tokens must be from 0 to max_tokens"),
+        (ask("a", (1,), presence_penalty=float("nan")), "finite"),
+        (ask("a", (1,), logit_bias={1: float("inf")}), "finite"),
     ],
 )
 def test_what_cannot_be_served_is_said_and_harms_nobody(request_: Request, words: str) -> None:
@@ -295,6 +299,16 @@ def test_a_preempted_request_runs_before_those_behind_it() -> None:
     while engine.has_work:
         ends += [output.id for output in engine.step() if output.finish]
     assert ends == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("free_bytes", [1_000_000_000, 1_010_000_000, 24_000_000_000])
+def test_the_cache_takes_a_small_part_of_the_host_unasked_and_the_same_at_the_next_start(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
+    monkeypatch.setattr(engine_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=free_bytes))
+    card = CARD.model_copy(update={"num_layers": 64, "num_kv_heads": 64, "num_heads": 64, "head_dim": 64, "max_sequence_tokens": 4096})
+    num_pages, max_tokens = engine_module._sizes(card, EngineOptions(model=Path("fake")))
+    assert free_bytes / 16 < num_pages * page_bytes(card, "float32") <= free_bytes / 8 or num_pages == 1
+    assert num_pages.bit_count() == 1
+    assert max_tokens == min(4096, (num_pages - 1) * 16)
 
 
 @pytest.mark.parametrize(("options", "words"), [({"max_step_tokens": 2}, "at least max_running"), ({"policy": "fscf"}, "fcfs"), ({"num_pages": 0}, "cache")])
