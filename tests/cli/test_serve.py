@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from colossus.cli.serving import check_exposure, find_model, greeting, serve_folder
 from colossus.spec.errors import RunError, SpecError
+from colossus.spec.run import MARKER
 from tests.cli.calling import call
 
 
@@ -63,3 +66,16 @@ def test_the_greeting_can_be_pasted():
     text = greeting("http://127.0.0.1:1", "m", needs_key=True)
     assert "curl http://127.0.0.1:1/v1/chat/completions" in text and "COLOSSUS_API_KEY" in text and 'base_url="http://127.0.0.1:1/v1"' in text
     assert "COLOSSUS_API_KEY" not in greeting("http://127.0.0.1:1", "m", needs_key=False)
+
+
+def test_a_runs_export_is_made_once(tmp_path):
+    run = tmp_path / "small-1"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps(MARKER))
+    (run / "checkpoints" / "step-00000030.json").write_text("{}")
+    with pytest.raises(RunError):  # nothing to export, in the words of colossus export
+        find_model("small-1", tmp_path, lambda text: None)
+    assert not list((run / "exports").iterdir())
+    (run / "exports" / "step-30").mkdir()
+    found = find_model(str(run), tmp_path, lambda text: None)
+    assert found.path == (run / "exports" / "step-30").absolute() and found.name == "small-1"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from colossus.nn import decoder
 from colossus.nn.paged import make_decoder, page_bytes, plain_decoder
 from colossus.nn.paged_cache import NULL_PAGE
-from colossus.nn.paged_weights import Quantized, group_size, quantize, whole
+from colossus.nn.quantized import Quantized, group_size, product, quantize, whole
 from colossus.spec.errors import SpecError
 from colossus.spec.job import Precision
 from tests.nn.decoders import largest_difference, params, plain, quick_jit
@@ -166,3 +166,12 @@ def test_memory_of_a_page():
 def test_unknown_numbers_are_refused():
     with pytest.raises(SpecError, match=r"weights = 'int4': must be one of float32, bfloat16, int8"):
         make_decoder(params(CARDS["llama"]), CARDS["llama"], weights="int4")
+
+
+@pytest.mark.parametrize(("inputs", "num_rows"), [((96,), 1), ((96,), 7), ((4, 16), 3)])
+def test_products_in_groups_are_those_of_the_whole_weight(inputs, num_rows):
+    rng = np.random.default_rng(0)
+    stored = quantize(jnp.asarray(rng.normal(size=(*inputs, 5, 3)), jnp.float32), len(inputs) - 1)
+    x = rng.normal(size=(1, num_rows, *inputs)).astype(np.float32)
+    expected = np.tensordot(x, whole(stored, jnp.float32), len(inputs))
+    np.testing.assert_allclose(product(jnp.asarray(x), stored, len(inputs)), expected, atol=1e-4)

@@ -23,7 +23,8 @@ def open_model(path: Path) -> TinyModel:
 def lead(order: dict[str, Any]) -> None:
     """Prints each request's tokens, or goes on answering where it is told to go on for ever."""
     engine_module.Gang = partial(Gang, program=("-m", "tests.serve.gang_member", "follow"))  # type: ignore[assignment, misc]
-    options = EngineOptions(model=Path(order["model"]), max_running=4, max_step_tokens=24, kv_bytes=300_000, **order["options"])
+    sizes = {"max_running": 4, "max_step_tokens": 24, "kv_bytes": 300_000}
+    options = EngineOptions(model=Path(order["model"]), **(sizes | order["options"]))
     engine = Engine(open_model(options.model), options)
     engine.warm_up(lambda _: None)
     print("ready", flush=True)

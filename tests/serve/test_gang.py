@@ -52,7 +52,7 @@ def test_the_answers_are_those_of_one_process():
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["follower", "leader"])
 def test_one_process_ends_with_the_other(who):
-    with leader(options={"tp": 2, "processes": 2}, for_ever=True) as process:
+    with leader(options={"tp": 2, "processes": 2, "max_running": 1, "max_step_tokens": 8}, for_ever=True) as process:
         assert "ready\n" in iter(process.stdout.readline, "")  # gloo says something too
         (follower,) = psutil.Process(process.pid).children()
         if who == "leader":

@@ -40,6 +40,13 @@ def model(tmp_path_factory) -> Path:
     return place / "tiny"
 
 
+def test_the_door_does_without_jax():
+    """Whose import takes longer than a door's whole start, and whose memory a door has no use for."""
+    code = "import sys, colossus.serve.door, colossus.serve.api.routes, colossus.serve.model, colossus.serve.page; sys.exit('jax' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
 class Server:
     """The command, its address, its end."""
 

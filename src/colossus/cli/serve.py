@@ -41,6 +41,7 @@ def _new_key(context: click.Context, parameter: click.Parameter, value: tuple[st
 @click.option("--name", help="Name of the model in the API; default: its own.")
 @click.option("--replicas", type=click.IntRange(1, 256), default=1, show_default=True, help="Engines behind one door.")
 @click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Devices that share each layer of an engine.")
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes that hold an engine's devices.")
 @click.option("--weights", type=click.Choice(["float32", "bfloat16", "int8"]), help="Numbers of the weights; default: float32 on a CPU, else bfloat16.")
 @click.option("--cache", type=click.Choice(["float32", "bfloat16", "int8"]), help="Numbers of the KV cache; default: as the weights, float32 for int8 ones.")
 @click.option("--max-running", type=click.IntRange(1, 4096), default=64, show_default=True, help="Requests that an engine works on at once.")
@@ -141,6 +142,7 @@ def _engine(path: Path, options: dict[str, Any], kind: str) -> EngineOptions:
         num_draft_tokens=options["draft_tokens"],
         policy=options["policy"],
         tp=options["tp"],
+        processes=options["processes"],
     )
 
 

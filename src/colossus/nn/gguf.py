@@ -17,7 +17,6 @@ import numpy as np
 
 from colossus.nn.gguf_file import GgufFile, GgufTensor, read_gguf
 from colossus.nn.hf_weights import Coords, Leaf, leaves, tree
-from colossus.nn.rope import inverse_frequencies
 from colossus.spec.errors import DataError, Problem, SpecError
 from colossus.spec.model import ModelCard
 
@@ -56,7 +55,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tensor_data_layout": ("reference", "Meta AI original pth"),
 }
 # Path in the tree -> tensor of a layer (or of the model).
-_NAMES = {
+_NAMES: dict[tuple[str, ...], str] = {
     ("embed", "tokens"): "token_embd",
     ("final_norm", "scale"): "output_norm",
     ("lm_head", "kernel"): "output",
@@ -152,6 +151,8 @@ def _with_rope_scaling(file: GgufFile, card: ModelCard) -> ModelCard:
     tensor = file.tensors.get(_FREQUENCIES)
     if tensor is None:
         return card
+    from colossus.nn.rope import inverse_frequencies  # brings JAX, which a server's door does without
+
     factors = tensor.floats().reshape(-1)
     scaling = {"factor": float(factors.max()), **_LLAMA3_ROPE}
     scaled = ModelCard.from_data(card.model_dump() | {"rope_scaling": scaling}, origin=str(file.path))

@@ -94,7 +94,7 @@ class _Cursor:
     """Reads one value after another and never beyond the file's end."""
 
     def __init__(self, data: np.ndarray) -> None:
-        self.data = memoryview(data)
+        self.data = data.data
         self.at = 4
 
     def take(self, size: int) -> memoryview:

@@ -105,7 +105,7 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
     """The tokenizer; with ``add_special_tokens`` it begins a text as the file says."""
     tokenizer = _sentencepiece(file) if _is_sentencepiece(file) else _byte_level(file)
     vocabulary, kinds = read_vocabulary(file), _kinds(file)
-    of_kind = lambda kind: [vocabulary.tokens[index] for index in np.flatnonzero(kinds == kind)]
+    of_kind = lambda kind: [vocabulary.tokens[index] for index in np.flatnonzero(kinds == kind).tolist()]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in of_kind(Kind.CONTROL)])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in of_kind(Kind.USER_DEFINED)])
     if vocabulary.adds_bos:
@@ -162,7 +162,7 @@ def _merges_by_score(ids: Mapping[str, int], scores: np.ndarray) -> list[tuple[s
 def _model(file: GgufFile, **parts: Any) -> models.BPE:
     try:
         return models.BPE(**parts)
-    except Exception as error:  # tokenizers raises Exception itself
+    except Exception as error:  # noqa: BLE001  (tokenizers raises Exception itself)
         raise DataError(f"{file.path}: its vocabulary and merges make no tokenizer: {error}") from None
 
 
@@ -202,7 +202,7 @@ def _merges(file: GgufFile) -> list[tuple[str, str]]:
     pairs = [tuple(merge.split(" ")) for merge in merges] if isinstance(merges, list) else []
     if not pairs or any(len(pair) != 2 for pair in pairs):
         raise DataError(f"{file.path}: {_PREFIX}merges must hold pairs of tokens parted by one space")
-    return pairs  # type: ignore[return-value]
+    return pairs
 
 
 def _special(file: GgufFile, name: str, count: int) -> int | None:

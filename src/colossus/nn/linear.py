@@ -8,12 +8,15 @@ import jax
 
 from colossus.nn import kernels, sharding
 from colossus.nn.kernels.ffi import usable
+from colossus.nn.quantized import Quantized, product
 
 ROWS = ("batch", "sequence", None)
 
 
-def linear(x: jax.Array, weight: jax.Array, num_summed: int = 1) -> jax.Array:
+def linear(x: jax.Array, weight: jax.Array | Quantized, num_summed: int = 1) -> jax.Array:
     """``x weight``, summed over the last dims of x and the first of the weight: (B, T, *I), (*I, *O) -> (B, T, *O)."""
+    if isinstance(weight, Quantized):
+        return product(x, weight, num_summed)
     inputs, outputs = weight.shape[:num_summed], weight.shape[num_summed:]
     if not usable(x, weight) or sharding.axis_size("tp") > 1:
         summed = tuple(range(num_summed))

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from colossus.nn import sharding, target
-from colossus.nn.decoder import head, layer
+from colossus.nn.decoder import layer
 from colossus.nn.norm import rms_norm
 from colossus.nn.paged_attention import PagedAttention, paged_attention
 from colossus.nn.paged_cache import NULL_PAGE, PAGE_TOKENS, Batch, CacheShape, Pages, page_bytes, zeros
-from colossus.nn.paged_weights import Quantized, embedded, prepare, whole, whole_layer
+from colossus.nn.paged_weights import embedded, logits_of, prepare, whole_layer
 from colossus.nn.parameters import Params
 from colossus.nn.rope import rope_tables
 from colossus.spec.errors import Problem, SpecError, nearest
@@ -91,7 +91,7 @@ class PlainDecoder:
             x_btd = embedded(weights["outer"]["embed"]["tokens"], batch.tokens_t, self.compute_dtype)
             for index, own in enumerate(weights["layers"]):
                 step = partial(self._attend, index, pages, batch)
-                x_btd, pages, _ = layer(x_btd, whole_layer(own, self.compute_dtype), self.card, rope, step)
+                x_btd, pages, _ = layer(x_btd, whole_layer(own, self.compute_dtype, len(batch.tokens_t)), self.card, rope, step)
             hidden_td = rms_norm(x_btd, weights["outer"]["final_norm"]["scale"], self.card.norm_epsilon)[0]
             return sharding.constrain(hidden_td, None, None), pages
 
@@ -100,10 +100,8 @@ class PlainDecoder:
         return o_thk[None], pages
 
     def logits(self, weights: Any, hidden_od: jax.Array, num_real: jax.Array | None = None) -> jax.Array:
-        outer = jax.tree.map(lambda weight: whole(weight, self.compute_dtype), weights["outer"], is_leaf=lambda node: isinstance(node, Quantized))
         with self._traced():
-            logits_ov = jnp.einsum("od,dv->ov", hidden_od, head(outer), preferred_element_type=jnp.float32)
-            return sharding.constrain(logits_ov, None, None)
+            return sharding.constrain(logits_of(hidden_od, weights["outer"]), None, None)
 
     @contextmanager
     def _traced(self) -> Iterator[None]:

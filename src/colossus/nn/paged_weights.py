@@ -1,6 +1,6 @@
 """Weights made ready for serving: one dict a layer, in the numbers asked for, cut over tp.
 
-int8 here is storage: a product takes ``numbers * scale`` in the compute dtype, which XLA fuses into it on GPU and TPU.
+int8 here is storage: a product takes ``numbers * scale`` in the compute dtype (see ``nn.quantized``).
 Shape letters: see ``nn.paged``.
 """
 
@@ -8,60 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from colossus.nn import sharding
+from colossus.nn import sharding, target
 from colossus.nn.decoder import Weights
 from colossus.nn.embedding import look_up
 from colossus.nn.parameters import Params, param_axes
+from colossus.nn.quantized import MAX_GROUPED_ROWS, Quantized, product, quantize, whole
 from colossus.spec.model import ModelCard
 
-GROUP = 64  # inputs that share a scale, at most
 # The dim of a layer's weight, its leading dims of experts aside, along which inputs are summed and scales are grouped.
+_ATTENTION = ("wq", "wk", "wv", "wo")
 _INPUT_DIM = {"wq": 0, "wk": 0, "wv": 0, "wo": 1, "w_gate": -2, "w_up": -2, "w_down": -2}
 
 
-class Quantized(NamedTuple):
-    """A weight as int8. ``scale`` has the weight's dims but for one, which counts groups of inputs."""
-
-    numbers: jax.Array  # int8
-    scale: jax.Array  # float32
-
-
-def quantize(weight: jax.Array, dim: int, tp: int = 1) -> Quantized:
-    """Symmetric: the largest of each group becomes 127. Groups are of equal size, and whole on each of ``tp`` devices."""
-    size = group_size(weight.shape[dim], tp)
-    grouped = _grouped(weight.astype(jnp.float32), dim, size)
-    scale = jnp.maximum(jnp.max(jnp.abs(grouped), axis=dim + 1, keepdims=True), 1e-20) / 127
-    numbers = jnp.round(grouped / scale).astype(jnp.int8)
-    return Quantized(numbers.reshape(weight.shape), jnp.squeeze(scale, dim + 1))
+def whole_layer(weights: dict[str, Any], dtype: Any, num_rows: int) -> Weights:
+    """A layer's weights as products of so many rows take them."""
+    stays = lambda name, weight: (name in _ATTENTION or "router" not in weights) and _goes_in_groups(weight, num_rows)
+    return {name: weight if stays(name, weight) else whole(weight, dtype) for name, weight in weights.items()}
 
 
-def group_size(num_inputs: int, tp: int = 1) -> int:
-    """The largest divisor of a device's inputs up to ``GROUP``."""
-    return max(size for size in range(1, GROUP + 1) if (num_inputs // tp) % size == 0)
+def _goes_in_groups(weight: Any, num_rows: int) -> bool:
+    """Whether a product takes the weight as int8. Elsewhere than on a GPU XLA does no better so."""
+    few = isinstance(weight, Quantized) and num_rows <= MAX_GROUPED_ROWS
+    return few and target.platform() == "gpu"
 
 
-def _grouped(array: jax.Array, dim: int, size: int) -> jax.Array:
-    return array.reshape(*array.shape[:dim], -1, size, *array.shape[dim + 1 :])
-
-
-def whole(weight: jax.Array | Quantized, dtype: Any) -> jax.Array:
-    """A weight as products take it; norms and what is in ``dtype`` already as they are."""
-    if not isinstance(weight, Quantized):
-        return weight
-    numbers, scale = weight
-    dim = next((dim for dim, (one, other) in enumerate(zip(numbers.shape, scale.shape, strict=True)) if one != other), 0)
-    grouped = _grouped(numbers, dim, numbers.shape[dim] // scale.shape[dim])
-    return (grouped.astype(jnp.float32) * jnp.expand_dims(scale, dim + 1)).astype(dtype).reshape(numbers.shape)
-
-
-def whole_layer(weights: dict[str, Any], dtype: Any) -> Weights:
-    return {name: whole(weight, dtype) for name, weight in weights.items()}
+def logits_of(hidden_od: jax.Array, outer: Params) -> jax.Array:
+    """(O, D) -> (O, V), float32."""
+    table = outer["lm_head"]["kernel"] if "lm_head" in outer else jax.tree.map(jnp.transpose, outer["embed"]["tokens"])
+    if _goes_in_groups(table, hidden_od.shape[0]):
+        return product(hidden_od[None], table, dtype=jnp.float32)[0]
+    return jnp.einsum("od,dv->ov", hidden_od, whole(table, hidden_od.dtype), preferred_element_type=jnp.float32)
 
 
 def embedded(table_vd: jax.Array | Quantized, tokens_t: jax.Array, dtype: Any) -> jax.Array:

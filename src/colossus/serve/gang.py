@@ -227,7 +227,8 @@ def _join(coordinator: str, size: int, rank: int, options: EngineOptions) -> Non
     """This process's place among the gang's devices, each process with equally many; before JAX looks for any."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     each = options.tp // size
-    own = None if jax.config.jax_platforms == "cpu" else list(range(rank * each, (rank + 1) * each))
+    on_cpu = getattr(jax.config, "jax_platforms", None) == "cpu"  # asking for devices would make the backend
+    own = None if on_cpu else list(range(rank * each, (rank + 1) * each))
     jax.distributed.initialize(coordinator, size, rank, local_device_ids=own, initialization_timeout=int(_MEET_S), heartbeat_timeout_seconds=_HEARTBEAT_S)
 
 

@@ -23,6 +23,7 @@ from colossus.serve.tracing import Tracing
 
 # Asked often, by machines, for nothing that needs a key: not logged, not limited, answered also while draining.
 OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
+_WATCHED = frozenset({"/metrics", "/stats"})  # asked every few seconds: their lines would bury the others
 _METERED = "/v1/"
 _MOST_HELD_BYTES = 512 << 20
 _ID = re.compile(rb"[A-Za-z0-9_.:/-]{1,128}")
@@ -69,7 +70,7 @@ class Gate:
         finally:
             if tracing is not None:
                 tracing.end(call, span)
-            if self._keeping.log is not None:
+            if self._keeping.log is not None and not (call.route in _WATCHED and call.status == 200):
                 self._keeping.log.write(call)
 
     async def _pass(self, call: Call, headers: Mapping[str, str], scope: Scope, receive: Receive, send: _Noting) -> None:

@@ -102,6 +102,8 @@ class Grammars:
     def _compiled(self, grammar: str) -> LLMatcher:
         _check_size(grammar)
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))  # type: ignore[arg-type]
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # which finds grammars that allow nothing at all
         if matcher.is_error():
             raise _refusal(matcher.get_error())
         return matcher
@@ -125,7 +127,7 @@ class Grammars:
 
 
 def check_grammar(grammar: str) -> None:
-    """GrammarError in words where a grammar cannot be enforced, whatever the model."""
+    """GrammarError in words where a grammar cannot be enforced, whatever the model: for the door, which has no engine."""
     _check_size(grammar)
     if problem := LLMatcher.validate_grammar(grammar, None, limits=LLParserLimits(**_LIMITS)):  # type: ignore[arg-type]
         raise _refusal(problem)

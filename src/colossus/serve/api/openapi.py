@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from colossus import __version__
 from colossus.serve.api import answers
 from colossus.serve.api.chat_body import ChatBody
 from colossus.serve.api.completions import CompletionBody
@@ -60,7 +60,7 @@ def document() -> dict[str, Any]:
         paths[operation.path] = {"get" if operation.body is None else "post": _operation(operation)}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Colossus", "version": __version__, "description": "OpenAI-compatible API of a served model."},
+        "info": {"title": "Colossus", "version": version("colossus"), "description": "OpenAI-compatible API of a served model."},
         "paths": paths,
         "components": {"schemas": schemas["$defs"], "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{"key": []}, {}],

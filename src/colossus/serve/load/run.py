@@ -15,7 +15,7 @@ from colossus.serve.load.errors import ServerError
 from colossus.serve.load.measures import load_point
 from colossus.serve.load.prompts import make_prompts
 from colossus.serve.load.sample import Sample
-from colossus.serve.load.server import Server, connections, find_server
+from colossus.serve.load.server import connections, find_server
 from colossus.serve.load.wire import Lines, lines
 from colossus.serve.load.workload import Ask, scaled
 from colossus.spec.load import LoadPoint, LoadTest, Objectives
@@ -84,7 +84,7 @@ async def _play(opened: Lines, order: Order, target: Target, load: Load, tell: T
     asks = scaled(load.asks, max_sequence_tokens=target.server.max_sequence_tokens)
     wanted = min(load.num_clients or 8, 8) if order.num_warmup_requests is None else order.num_warmup_requests
     warm = await warm_up(opened, target, asks, wanted)
-    _check(target.server, warm)
+    _check(target, warm)
     watch = Watch()
     watching = asyncio.create_task(watch.run())
     await asyncio.sleep(0)
@@ -104,11 +104,13 @@ async def _play(opened: Lines, order: Order, target: Target, load: Load, tell: T
     return load_point(samples, order.objectives, load=named, num_warmup_requests=len(warm), client=cost)
 
 
-def _check(server: Server, warm: Sequence[Sample]) -> None:
+def _check(target: Target, warm: Sequence[Sample]) -> None:
     """A test whose every request fails is not worth playing; one that is only refused for now is."""
     failed = [sample for sample in warm if sample.error not in (None, "429", "503")]
     if warm and len(failed) == len(warm):
-        raise ServerError(f"{server.url} answered no warm-up request: {failed[0].error}: {failed[0].detail}", hint="try --endpoint chat, or fewer tokens")
+        other = "completions" if target.endpoint is Endpoint.CHAT else "chat"
+        words = f"{target.server.url} answered no warm-up request: {failed[0].error}: {failed[0].detail}"
+        raise ServerError(words, hint=f"try --endpoint {other}, or fewer tokens")
 
 
 def _notes(points: Sequence[LoadPoint], *, exact: bool, ignore_eos: bool) -> list[str]:
