@@ -52,6 +52,6 @@ def test_the_inputs_lie_side_by_side(kind: Kind, tokens: int) -> None:
     layout = Key(kind, tokens, 4, 3, 2).layout
     ints, floats = np.zeros(layout.num_ints, np.int32), np.zeros(layout.num_floats, np.float32)
     parts = layout.unpack(ints, floats)
-    for part in parts.values():
-        part += 1
+    for name in parts:
+        parts[name] += 1
     assert (ints == 1).all() and (floats == 1).all()
