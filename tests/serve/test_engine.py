@@ -18,7 +18,7 @@ from colossus.serve.options import EngineOptions
 from colossus.serve.request import Finish, Output, Request, Sampling
 from colossus.spec.errors import ColossusError
 from colossus.spec.model import ModelCard
-from tests.serve.fake_device import VOCAB_SIZE, FakePrograms, answer_to
+from tests.serve.fake_device import VOCAB_SIZE, FakePrograms, answer_to, next_token
 
 CARD = ModelCard(vocab_size=VOCAB_SIZE, num_layers=1, model_dim=2, num_heads=1, num_kv_heads=1, head_dim=2, ffn_dim=2, max_sequence_tokens=160)
 MODEL: Any = SimpleNamespace(name="fake", card=CARD, load_params=dict)
@@ -76,6 +76,7 @@ def workloads(draw: Any) -> dict[str, Any]:
             "seed": draw(st.integers(0, 3)),
             "priority": draw(st.integers(0, 2)),
             "owner": draw(st.sampled_from("ab")),
+            "scored": draw(st.sampled_from([None, None, 1])),
             "comes": draw(st.integers(0, 30)),
             "leaves": draw(st.none() | st.none() | st.integers(0, 60)),
         }
@@ -113,6 +114,8 @@ def test_every_request_gets_its_own_answer_whatever_is_around_it(workload: dict[
         else:
             assert ended[-1].finish is Finish.LENGTH
             assert tokens_of(ended) == expected
+            scores = [(score.token, score.logprob) for score in ended[0].prompt_logprobs or ()]
+            assert scores == ([(token, next_token(list(prompt[:place]))) for place, token in enumerate(prompt) if place] if asked["scored"] else [])
 
 
 def _play(engine: Engine, requests: list[dict[str, Any]]) -> tuple[dict[str, tuple[int, ...]], dict[str, list[Output]]]:
@@ -124,7 +127,7 @@ def _play(engine: Engine, requests: list[dict[str, Any]]) -> tuple[dict[str, tup
     for step in range(3000):
         for asked in requests:
             if asked["comes"] == step:
-                sampling = Sampling(max_tokens=asked["max_tokens"], seed=asked["seed"])
+                sampling = Sampling(max_tokens=asked["max_tokens"], seed=asked["seed"], num_prompt_logprobs=asked["scored"])
                 own = {"owner": asked["owner"], "priority": asked["priority"], "arrival_s": 1e9 + step}
                 engine.add(Request(id=asked["name"], prompt=prompts[asked["name"]], sampling=sampling, **own))
             if asked["leaves"] is not None and asked["comes"] + asked["leaves"] == step:
