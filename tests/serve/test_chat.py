@@ -188,6 +188,7 @@ def test_a_talk_on_a_terminal(tmp_path):
         screen.until("> ")
         screen.type("two \\\nlines\n")
         screen.until("tokens")
+        screen.until("> ")  # an end of input before the prompt's own mode is lost
         screen.type("\x04")
         assert screen.process.wait(PATIENCE_S) == 0
     saved = json.loads((tmp_path / "talk.json").read_text())
