@@ -53,11 +53,11 @@ class ChatTemplate:
             raise TemplateFault(f"the model's chat template cannot be read: {error}", hint="give a folder with another chat_template.jinja") from None
         self.knows_tools = "tools" in variables
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> str:
         """The conversation as text. ``variables`` are the template's others: tools, documents, add_generation_prompt and its own."""
         limit = _END_S.set(time.monotonic() + self._max_render_s)
         try:
-            return _join(self._template.generate(**(self._special | variables), messages=messages))
+            return _join(self._template.generate(self._special | variables | {"messages": messages}))
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise TemplateFault(f"the model's chat template refuses these messages: {error or type(error).__name__}") from None
         finally:
