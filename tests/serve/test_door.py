@@ -227,6 +227,31 @@ def test_heads_that_never_end(tmp_path):
     run(main())
 
 
+@pytest.mark.parametrize("piece", [b"x-more: " + b"y" * 5000 + b"\r\n", b"y" * 5000])
+def test_trailers_that_never_end(tmp_path, piece):
+    async def main():
+        async with serving(tmp_path) as served:
+            head = f"POST /v1/say HTTP/1.1\r\nhost: {LOCAL}\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{{\r\n0\r\n".encode()
+            _, writer = await raw(served, head + b"x-first: ")
+
+            async def flood():
+                for _ in range(10_000):
+                    writer.write(piece)
+                    await writer.drain()
+
+            with pytest.raises(ConnectionError):
+                await flood()
+            writer.close()
+
+            async def tiny():
+                for letter in json.dumps({"prompt": [1, 2, 3], "max_tokens": 2}) + " " * 20_000:
+                    yield letter.encode()
+
+            assert (await served.http.post(f"{served.url}/v1/say", data=tiny())).status == 200  # a body in tiny chunks is one
+
+    run(main())
+
+
 def test_too_many_connections(tmp_path):
     async def main():
         async with serving(tmp_path, DoorSettings(max_connections=5, drain_s=0.2)) as served:
