@@ -58,12 +58,11 @@ class LossState:
     """A request whose engine is gone.
 
     :param num_crashes: engines that ended by themselves, or hung, while they had it, this one included: it may be the cause.
-    :param num_losses: engines that ended in any way while they had it; one killed from outside says nothing of its requests.
+        One killed from outside says nothing of its requests, and does not count: the request's own deadline ends such retries.
     :param begun: its client has seen a part of the answer.
     """
 
     num_crashes: int
-    num_losses: int
     begun: bool
 
 
@@ -77,7 +76,6 @@ class Retry:
 
 # An engine's crash is an accident; two with the same request are its doing, and a third engine is not given to it.
 MAX_CRASHES = 2
-MAX_LOSSES = 32
 
 
 def retry(state: LossState) -> Retry:
@@ -86,6 +84,4 @@ def retry(state: LossState) -> Retry:
         return Retry(again=False, reason="its engine was lost after the answer had begun")
     if state.num_crashes >= MAX_CRASHES:
         return Retry(again=False, reason=f"{state.num_crashes} engines crashed while they worked on it")
-    if state.num_losses >= MAX_LOSSES:
-        return Retry(again=False, reason=f"{state.num_losses} engines were lost while they worked on it")
     return Retry(again=True)

@@ -100,7 +100,8 @@ def _load(path: Path, devices: list[Any]) -> Any:
     except OSError:
         return None
     try:
-        loaded = serialize_executable.deserialize_and_load(*pickle.loads(data), execution_devices=devices)
+        payload, in_tree, out_tree = pickle.loads(data)
+        loaded = serialize_executable.deserialize_and_load(payload, in_tree, out_tree, execution_devices=devices)
         os.utime(path)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, the program can be made anew
         log.warning("compiled program %s cannot be read, it is made anew: %s", path, error)

@@ -32,7 +32,6 @@ class Flight:
         "is_heard",
         "last_s",
         "num_crashes",
-        "num_losses",
         "placed_s",
         "prefix",
         "replica",
@@ -48,7 +47,6 @@ class Flight:
         self.charge_tokens = 0  # what of it counts as its replica's outstanding work
         self.prefix: tuple[int, ...] = ()
         self.num_crashes = 0
-        self.num_losses = 0
         self.first_s: float | None = None
         self.last_s = arrival_s
         self.done = False

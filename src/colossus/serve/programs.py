@@ -72,7 +72,7 @@ class Programs:
     def compile(self, keys: Sequence[Key], progress: Callable[[int, Key], None]) -> None:
         """Makes every program, or reads it from the disk, and runs each once on nothing, so that the first request meets no first time."""
         inputs = _abstract((self._decoder.weights, self._state, self._edits))
-        devices = sorted(self._state.last_s.sharding.device_set, key=lambda device: device.id)
+        devices: list[Any] = sorted(self._state.last_s.sharding.device_set, key=lambda device: device.id)
         store = ProgramStore(repr((type(self._decoder).__name__, self._decoder.card, inputs)), devices)
         make = lambda key: store.get_or_make(repr(key), partial(self._lowered, key, *inputs))
         with ThreadPoolExecutor(_NUM_COMPILERS) as pool:

@@ -284,7 +284,6 @@ class Router:
         lost = list(book.flights.values())
         for flight in lost:
             self._detach(flight)
-            flight.num_losses += 1
             flight.num_crashes += loss.crashed
         for flight in lost:
             self._recover(flight, loss)
@@ -293,7 +292,7 @@ class Router:
                 self._turn_away(flight, failure)
 
     def _recover(self, flight: Flight, loss: Loss) -> None:
-        decision = retry(LossState(num_crashes=flight.num_crashes, num_losses=flight.num_losses, begun=flight.begun))
+        decision = retry(LossState(num_crashes=flight.num_crashes, begun=flight.begun))
         if not decision.again:
             self._end(flight, f"{decision.reason}: {loss.words.splitlines()[0]}")
             return
