@@ -96,6 +96,26 @@ def test_what_cannot_be_honoured_is_refused_by_name(changes: dict[str, Any], wor
     assert words in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llama.rope.scaling.type", np.asarray([1, 2])),
+        ("split.count", np.asarray([1, 2])),
+        ("llama.attention.head_count", 0),
+        ("llama.attention.head_count", float("nan")),
+        ("llama.block_count", 10**9),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_by_name(key: str, value: Any, small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from colossus.nn import gguf as module
+
+    file = read_gguf(small_file)
+    metadata = {name: kept for name, kept in file.metadata.items() if name != "llama.attention.key_length"} | {key: value}
+    monkeypatch.setattr(module, "read_gguf", lambda path: GgufFile(path, metadata, file.tensors))
+    with pytest.raises(SpecError, match=key):
+        open_gguf(small_file)
+
+
 def test_tensors_that_do_not_fit_are_listed(small_file: Path) -> None:
     model = open_gguf(small_file)
     tensors = dict(model.file.tensors)

@@ -104,6 +104,30 @@ def test_no_answer_depends_on_its_neighbours(weights: str, cache: str, tokens_bt
     np.testing.assert_array_equal(logits, np.stack(together.logits[1])[: len(logits)])
 
 
+def test_a_row_may_go_on_past_the_last_place(tokens_bt: np.ndarray) -> None:
+    """As one that ended within fused steps does; nothing is read past the table of angles, and its pages before keep what they hold."""
+    decoder = decoder_of(CARDS["grouped heads"])
+    angles = {name: decoder.weights["outer"][name] for name in ("cos", "sin")}
+    stepper, results = Stepper(decoder, tokens_bt), []
+    table = jnp.concatenate([jnp.asarray(stepper.table[:1]), jnp.zeros((1, 1), jnp.int32)], axis=1)
+    for longer in (False, True):
+        outer = decoder.weights["outer"] | {name: jnp.concatenate([angle, angle[-1:].repeat(16, 0)]) if longer else angle for name, angle in angles.items()}
+        batch = paged.Batch(*(jnp.asarray(part, jnp.int32) for part in ([5], [519], [0, 1], [520])), table)
+        hidden, pages = jax.jit(decoder.forward)(decoder.weights | {"outer": outer}, decoder.empty_pages(97), batch)
+        results.append((hidden, pages.k))
+    for short, long in zip(*results, strict=True):
+        np.testing.assert_array_equal(short, long)
+    assert not np.asarray(results[0][1][:, 1:]).any()
+
+
+def test_tokens_that_cannot_be_are_refused() -> None:
+    decoder = decoder_of(CARDS["grouped heads"])
+    for token, position in ((-1, 0), (97, 0), (5, -1), (5, 16)):
+        batch = paged.Batch(*(jnp.asarray(part, jnp.int32) for part in ([token], [position], [0, 1], [1], [[1]])))
+        with pytest.raises(jax.errors.JaxRuntimeError, match="do not have"):
+            jax.block_until_ready(decoder.forward(decoder.weights, decoder.empty_pages(2), batch))
+
+
 def test_says_why_it_cannot() -> None:
     assert paged_cpu.why_not(CARDS["grouped heads"]) is None
     assert "ffn_dim 100" in (paged_cpu.why_not(ModelCard(**TINY | {"ffn_dim": 100})) or "")

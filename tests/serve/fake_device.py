@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from colossus.nn.paged import PAGE_TOKENS
-from colossus.serve.programs import MAX_FUSED_STEPS, Outputs
+from colossus.nn.sampling import Logprobs
+from colossus.serve.programs import MAX_FUSED_STEPS, NUM_TOP, Outputs
 from colossus.serve.shapes import Key, Kind
 
 VOCAB_SIZE = 50
@@ -60,6 +61,8 @@ class FakePrograms:
             texts[row] = self._read(parts, row, int(parts.lengths[row]))
         if key.kind is Kind.EMBED:
             return Outputs(hidden_rd=self._sums(key, parts, starts, texts))
+        if key.kind is Kind.SCORE:
+            return Outputs(logprobs=self._score(key, starts, texts))
         if key.kind is Kind.VERIFY:
             return Outputs(tokens=self._verify(key, parts, starts, texts))
         return Outputs(tokens=self._draw(key, parts, texts))
@@ -95,6 +98,15 @@ class FakePrograms:
                 length = len(texts[row]) - int(starts[row + 1]) + int(token_place) + 1
                 drawn[output] = next_token(texts[row][:length], int(parts.seeds[row]))
         return drawn
+
+    def _score(self, key: Key, starts: np.ndarray, texts: dict[int, list[int]]) -> Any:
+        """In the place of each logarithm what follows there."""
+        own, zeros = np.zeros(key.num_tokens, np.float32), np.zeros((key.num_tokens, NUM_TOP), np.int32)
+        for row, text in texts.items():
+            for place in range(int(starts[row]), int(starts[row + 1])):
+                own[place] = next_token(text[: len(text) - int(starts[row + 1]) + place + 1])
+        parts: Any = (own, zeros[:, 0], zeros, zeros)
+        return Logprobs(*parts)
 
     def _sums(self, key: Key, parts: Any, starts: np.ndarray, texts: dict[int, list[int]]) -> np.ndarray:
         sums = np.zeros((key.num_rows, 2), np.float32)

@@ -34,6 +34,14 @@ def test_a_key_tells_its_page_all_before_it_and_the_salt() -> None:
     assert grown == keys
 
 
+def test_no_salt_is_a_key() -> None:
+    """Else who chooses salts could put pages of his own behind the prefixes of others."""
+    own = list(range(PAGE_TOKENS))
+    first = [18459] * PAGE_TOKENS  # whose key without anything before a salt was a text
+    for salt in ("", *(key.decode("latin-1") for key in keys_of(first)), "ˣOӑ\ue8b1+\uf66b쫃6"):
+        assert keys_of(own, salt)[0] != keys_of(first + own)[1]
+
+
 def test_what_was_let_go_first_is_taken_first_and_the_end_of_a_prefix_before_its_beginning() -> None:
     pool, keys = PagePool(4 + 1), keys_of(list(range(4 * PAGE_TOKENS)))
     pages = pool.take(4)

@@ -18,7 +18,7 @@ from colossus.serve.options import EngineOptions
 from colossus.serve.request import Finish, Output, Request, Sampling
 from colossus.spec.errors import ColossusError
 from colossus.spec.model import ModelCard
-from tests.serve.fake_device import VOCAB_SIZE, FakePrograms, answer_to
+from tests.serve.fake_device import VOCAB_SIZE, FakePrograms, answer_to, next_token
 
 CARD = ModelCard(vocab_size=VOCAB_SIZE, num_layers=1, model_dim=2, num_heads=1, num_kv_heads=1, head_dim=2, ffn_dim=2, max_sequence_tokens=160)
 MODEL: Any = SimpleNamespace(name="fake", card=CARD, load_params=dict)
@@ -76,6 +76,7 @@ def workloads(draw: Any) -> dict[str, Any]:
             "seed": draw(st.integers(0, 3)),
             "priority": draw(st.integers(0, 2)),
             "owner": draw(st.sampled_from("ab")),
+            "scored": draw(st.sampled_from([None, None, 1])),
             "comes": draw(st.integers(0, 30)),
             "leaves": draw(st.none() | st.none() | st.integers(0, 60)),
         }
@@ -113,6 +114,8 @@ def test_every_request_gets_its_own_answer_whatever_is_around_it(workload: dict[
         else:
             assert ended[-1].finish is Finish.LENGTH
             assert tokens_of(ended) == expected
+            scores = [(score.token, score.logprob) for score in ended[0].prompt_logprobs or ()]
+            assert scores == ([(token, next_token(list(prompt[:place]))) for place, token in enumerate(prompt) if place] if asked["scored"] else [])
 
 
 def _play(engine: Engine, requests: list[dict[str, Any]]) -> tuple[dict[str, tuple[int, ...]], dict[str, list[Output]]]:
@@ -124,7 +127,7 @@ def _play(engine: Engine, requests: list[dict[str, Any]]) -> tuple[dict[str, tup
     for step in range(3000):
         for asked in requests:
             if asked["comes"] == step:
-                sampling = Sampling(max_tokens=asked["max_tokens"], seed=asked["seed"])
+                sampling = Sampling(max_tokens=asked["max_tokens"], seed=asked["seed"], num_prompt_logprobs=asked["scored"])
                 own = {"owner": asked["owner"], "priority": asked["priority"], "arrival_s": 1e9 + step}
                 engine.add(Request(id=asked["name"], prompt=prompts[asked["name"]], sampling=sampling, **own))
             if asked["leaves"] is not None and asked["comes"] + asked["leaves"] == step:
@@ -235,6 +238,10 @@ def test_a_stop_token_ends_the_answer() -> None:
         (ask("a", (1,), num_logprobs=21), "at most 20"),
         (ask("a", (1,), logit_bias={99: 1.0}), "logit_bias"),
         (ask("a", (1,), stop_token_ids=tuple(range(33))), "at most 32 stop tokens"),
+        (ask("a", (1,), stop_token_ids=(2**40,)), "stop tokens must be from 0 to 49"),
+        (ask("a", (1,), min_tokens=2**40, stop_token_ids=(1,)), "min_tokens must be from 0 to max_tokens"),
+        (ask("a", (1,), presence_penalty=float("nan")), "finite"),
+        (ask("a", (1,), logit_bias={1: float("inf")}), "finite"),
     ],
 )
 def test_what_cannot_be_served_is_said_and_harms_nobody(request_: Request, words: str) -> None:
@@ -295,6 +302,16 @@ def test_a_preempted_request_runs_before_those_behind_it() -> None:
     while engine.has_work:
         ends += [output.id for output in engine.step() if output.finish]
     assert ends == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("free_bytes", [1_000_000_000, 1_010_000_000, 24_000_000_000])
+def test_the_cache_takes_a_small_part_of_the_host_unasked_and_the_same_at_the_next_start(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
+    monkeypatch.setattr(engine_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=free_bytes))
+    card = CARD.model_copy(update={"num_layers": 64, "num_kv_heads": 64, "num_heads": 64, "head_dim": 64, "max_sequence_tokens": 4096})
+    num_pages, max_tokens = engine_module._sizes(card, EngineOptions(model=Path("fake")))
+    assert free_bytes / 16 < num_pages * page_bytes(card, "float32") <= free_bytes / 8 or num_pages == 1
+    assert num_pages.bit_count() == 1
+    assert max_tokens == min(4096, (num_pages - 1) * 16)
 
 
 @pytest.mark.parametrize(("options", "words"), [({"max_step_tokens": 2}, "at least max_running"), ({"policy": "fscf"}, "fcfs"), ({"num_pages": 0}, "cache")])

@@ -114,6 +114,12 @@ def test_a_prompt_is_scored_whole() -> None:
         np.testing.assert_allclose([entry.logprob for entry in entries], logprobs_tv[np.arange(69), prompt[1:]], atol=1e-3)
 
 
+def test_a_prompt_is_scored_beside_guesses() -> None:
+    engine, prompt = engine_for(CARDS["llama"], num_draft_tokens=3), [1, 2, 3] * 3
+    alone, scored = (run(engine, ask("a", prompt, max_tokens=30, num_prompt_logprobs=wanted))["a"] for wanted in (None, 1))
+    assert tokens_of(scored) == tokens_of(alone)
+
+
 def test_an_embedding_is_the_mean_hidden_state() -> None:
     from colossus.nn.decoder import hidden_states
     from tests.serve.models import params_of

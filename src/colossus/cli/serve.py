@@ -47,7 +47,7 @@ def _new_key(context: click.Context, parameter: click.Parameter, value: tuple[st
 @click.option("--max-running", type=click.IntRange(1, 4096), default=64, show_default=True, help="Requests that an engine works on at once.")
 @click.option("--max-step-tokens", type=click.IntRange(16), default=512, show_default=True, help="Tokens that one step computes at most.")
 @click.option("--max-sequence-tokens", type=click.IntRange(2), help="Prompt and answer together; default: the model's limit.")
-@click.option("--kv-gib", type=_POSITIVE, help="Memory of an engine's KV cache; default: by --max-running and free memory.")
+@click.option("--kv-gib", type=_POSITIVE, help="Memory of an engine's KV cache; default: for --max-running, at most 1/8 of free memory (1/2 on a GPU or TPU).")
 @click.option("--no-prefix-caching", is_flag=True, help="Compute every prompt whole.")
 @click.option("--draft-tokens", type=click.IntRange(0, 32), default=0, show_default=True, help="Tokens guessed ahead by looking up the prompt.")
 @click.option("--policy", type=click.Choice(["fcfs", "priority", "shortest", "fair"]), default="fcfs", show_default=True, help="Order of waiting requests.")

@@ -109,14 +109,19 @@ def _refused(file: GgufFile, architecture: str) -> list[Problem]:
     problems = []
     for key, value in file.metadata.items():
         name = key.removeprefix(f"{architecture}.")
-        if name == key or name in _READ or value in _NEUTRAL.get(name, ()) or _NEUTRAL.get(name) == ():
+        if name == key or name in _READ or _plain(value) in _NEUTRAL.get(name, ()) or _NEUTRAL.get(name) == ():
             continue
         neutral = _NEUTRAL.get(name)
         rule = f"must be {neutral[0]} or absent" if neutral else "says something that the decoder does not compute"
         problems.append(Problem(path=key, value=str(value)[:60], rule=rule))
-    if (parts := file.metadata.get("split.count", 1)) not in (0, 1):
+    if (parts := _plain(file.metadata.get("split.count", 1))) not in (0, 1):
         problems.append(Problem(path="split.count", value=str(parts), rule="must be 1", hint="merge the parts with llama-gguf-split --merge"))
     return problems
+
+
+def _plain(value: Any) -> Any:
+    """A value that can be compared as a whole: an array as a list."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _card_data(file: GgufFile, architecture: str, problems: list[Problem]) -> dict[str, Any]:
@@ -127,6 +132,9 @@ def _card_data(file: GgufFile, architecture: str, problems: list[Problem]) -> di
     problems += [Problem(path=f"{architecture}.{key}", value="(absent)", rule="is required") for key in absent]
     uneven = [key for key in own if key in _READ and not isinstance(own[key], int | float)]
     problems += [Problem(path=f"{architecture}.{key}", value="(an array)", rule="must be one number: all layers are alike") for key in uneven]
+    for key, most in (("attention.head_count", own.get("embedding_length")), ("block_count", len(file.tensors))):
+        if not problems and not 1 <= own[key] <= most:
+            problems.append(Problem(path=f"{architecture}.{key}", value=str(own[key]), rule=f"must be from 1 to {most}"))
     if problems:
         return {}
     head_dim = own.get("attention.key_length") or data["model_dim"] // data["num_heads"]

@@ -15,12 +15,13 @@ import numpy as np
 from colossus.nn.paged import NULL_PAGE, PAGE_TOKENS
 
 _KEY_BYTES = 16  # 128 bits: nobody finds two prefixes with one key, by chance or by will
+_SALTED = bytes(_KEY_BYTES + 1)  # before a salt, which is then longer than any key: who chooses salts cannot choose one that is a key
 
 
 def extend_keys(keys: list[bytes], tokens: np.ndarray, salt: str) -> None:
     """Appends the keys of the full pages of ``tokens`` (int32) that ``keys`` does not have yet."""
     for page in range(len(keys), len(tokens) // PAGE_TOKENS):
-        before = keys[-1] if keys else salt.encode()
+        before = keys[-1] if keys else _SALTED + salt.encode()
         own = tokens[page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS].tobytes()
         keys.append(blake2b(own, digest_size=_KEY_BYTES, key=blake2b(before, digest_size=_KEY_BYTES).digest()).digest())
 

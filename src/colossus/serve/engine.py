@@ -335,18 +335,24 @@ def _sizes(card: ModelCard, options: EngineOptions) -> tuple[int, int]:
     """Pages of the cache, nobody's included, and tokens that one sequence may have."""
     wanted = min(card.max_sequence_tokens, options.max_sequence_tokens or card.max_sequence_tokens)
     each_bytes = page_bytes(card, str(options.cache))
-    if options.kv_bytes is not None:
-        num_pages = options.kv_bytes // each_bytes
-    else:
-        num_pages = min(options.max_running * int(pages_for(wanted)) + 1, _free_bytes() // 2 // each_bytes)
+    given_bytes = _spare_bytes() if options.kv_bytes is None else options.kv_bytes
+    num_pages = given_bytes // each_bytes
+    if options.kv_bytes is None:
+        num_pages = min(options.max_running * int(pages_for(wanted)) + 1, _rounded(num_pages))
     if num_pages < 2:
-        given_bytes = _free_bytes() if options.kv_bytes is None else options.kv_bytes
-        raise InfeasibleError(f"the cache needs at least {2 * each_bytes} bytes, there are {given_bytes}", hint="a smaller model, or cache int8")
+        hint = "a larger cache, a smaller model, or cache int8"
+        raise InfeasibleError(f"the cache needs at least {2 * each_bytes} bytes, it may have {given_bytes}", hint=hint)
     return num_pages, min(wanted, (num_pages - 1) * PAGE_TOKENS)
 
 
-def _free_bytes() -> int:
+def _rounded(num_pages: int) -> int:
+    """Down to a power of two: free memory differs from start to start, and programs are kept for one number of pages."""
+    return 1 << num_pages.bit_length() - 1 if num_pages else 0
+
+
+def _spare_bytes() -> int:
+    """What a cache may take unasked: of a machine that is there for other things too an eighth of what is free, of an accelerator half."""
     if target.platform() == "cpu":
-        return int(psutil.virtual_memory().available)
+        return int(psutil.virtual_memory().available) // 8
     stats = jax.local_devices()[0].memory_stats() or {}
-    return int(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0))
+    return int(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)) // 2

@@ -64,6 +64,7 @@ class Gang:
             for rank in range(1, size):
                 self._followers.append(subprocess.Popen([sys.executable, *program, str(rank), str(path)], stdin=subprocess.DEVNULL))
             lines = dict(self._meet(server) for _ in self._followers)
+        shutil.rmtree(self._folder, ignore_errors=True)  # all have met: nobody needs its name, and not every end would clear it away
         self._lines = [lines[rank] for rank in sorted(lines)]
         self.tell(begin)
         _join(coordinator, size, 0, options)
@@ -110,7 +111,6 @@ class Gang:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(f"this engine's other processes: {self._words()}\n")
             sys.stderr.flush()
-        shutil.rmtree(self._folder, ignore_errors=True)
         os._exit(EXIT_LOST)
 
     def _words(self) -> str:

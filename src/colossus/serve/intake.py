@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ class Intake:
 
 def _rules(sampling: Sampling, vocab_size: int) -> list[tuple[Any, str, bool]]:
     tops = (sampling.num_logprobs or 0, sampling.num_prompt_logprobs or 0)
-    biased = sampling.logit_bias
+    biased, stops = sampling.logit_bias, sampling.stop_token_ids
+    numbers = (sampling.presence_penalty, sampling.frequency_penalty, *biased.values())
     return [
         (sampling.max_tokens, "max_tokens must be 0 or more", sampling.max_tokens >= 0),
         (sampling.temperature, "temperature must be 0 or more", 0 <= sampling.temperature < float("inf")),
@@ -91,8 +93,11 @@ def _rules(sampling: Sampling, vocab_size: int) -> list[tuple[Any, str, bool]]:
         (sampling.seed, "seed must be from 0 to 4294967295", 0 <= sampling.seed < 2**32),
         (max(tops), f"log-probabilities of at most {NUM_TOP} likeliest tokens can be had", min(tops) >= 0 and max(tops) <= NUM_TOP),
         (len(biased), f"logit_bias may have at most {MAX_BIASES} entries", len(biased) <= MAX_BIASES),
+        (list(numbers), "penalties and biases must be finite numbers", all(map(isfinite, numbers))),
         (sorted(biased)[:3], f"logit_bias names tokens from 0 to {vocab_size - 1}", all(0 <= token < vocab_size for token in biased)),
-        (len(sampling.stop_token_ids), f"at most {MAX_STOPS} stop tokens can be given", len(sampling.stop_token_ids) <= MAX_STOPS),
+        (sampling.min_tokens, "min_tokens must be from 0 to max_tokens", 0 <= sampling.min_tokens <= sampling.max_tokens),
+        (stops[:3], f"stop tokens must be from 0 to {vocab_size - 1}", all(0 <= token < vocab_size for token in stops)),
+        (len(stops), f"at most {MAX_STOPS} stop tokens can be given", len(stops) <= MAX_STOPS),
     ]
 
 

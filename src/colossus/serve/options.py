@@ -31,7 +31,8 @@ class EngineOptions:
     :param max_sequence_tokens: prompt and answer together; None takes the model's own limit.
     :param max_running: requests in one step at most.
     :param max_step_tokens: the token budget of one step, shared by decoding requests and chunks of prompts.
-    :param kv_bytes: of the cache; None takes what ``max_running`` requests of full length need, at most half of the free memory.
+    :param kv_bytes: of the cache; None takes what ``max_running`` requests of full length need, at most an eighth of a CPU host's free memory,
+        half of a free accelerator's, down to a power of two of pages.
     :param max_fused_steps: decode steps in one program at most.
     :param num_draft_tokens: guessed by prompt lookup for each request and step; 0 turns speculation off.
     :param policy: order of waiting requests: fcfs, priority, shortest, fair.

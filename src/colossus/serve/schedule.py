@@ -113,6 +113,8 @@ class Scheduler:
 
     def learn_answer(self, sequence: Sequence) -> None:
         """How long an answer became, for the estimates of others."""
+        if sequence.limit == sequence.num_prompt:  # none was asked for
+            return
         length = sequence.num_known - sequence.num_prompt
         mean = self.mean_answer_tokens
         self.mean_answer_tokens = length if mean is None else 0.95 * mean + 0.05 * length
@@ -257,7 +259,7 @@ class Scheduler:
         if sequence.num_cached is None:
             sequence.num_cached = min(num_cached, sequence.num_prompt)
             self.num_cached_tokens += sequence.num_cached
-        waits = sequence.matcher is not None or (sequence.purpose is Purpose.ANSWER and self.limits.num_draft_tokens > 0)
+        waits = sequence.matcher is not None or self.limits.num_draft_tokens > 0
         slot = self.slots.enter(sequence, pages, num_cached, waits)
         self.rows = np.append(self.rows, np.int32(slot))
         self.waiting.remove(sequence)

@@ -135,7 +135,7 @@ void turn(float* x, const float* cosine, const float* sine, long half) {
 struct Sizes {
   long layers, model, heads, kv_heads, dim, ffn, window;
   float epsilon;
-  long tokens, rows, table;  // real tokens; rows of the page table; pages of a row
+  long tokens, rows, table, places;  // real tokens; rows of the page table; pages of a row; places that RoPE is known for
   long qkv() const { return (heads + 2 * kv_heads) * dim; }
 };
 
@@ -166,11 +166,12 @@ template <class T>
 void place_token(const Sizes& z, const Tokens& tokens, const Cache<T>& cache, long layer, long row, long t, float* qkv, const float* q_norm,
                  const float* k_norm, const float* cosines, const float* sines) {
   const long position = tokens.positions[t], page = tokens.pages[row * z.table + position / PAGE], offset = position % PAGE, half = z.dim / 2;
+  const long angle = std::min(position, z.places - 1) * half;  // a row that ended within fused steps goes on past the last place, for nobody
   for (long h = 0; h < z.heads + z.kv_heads; ++h) {
     float* x = qkv + h * z.dim;
     const float* scale = h < z.heads ? q_norm : k_norm;
     if (scale != nullptr) norm_row(x, scale, z.dim, z.epsilon, x);
-    turn(x, cosines + position * half, sines + position * half, half);
+    turn(x, cosines + angle, sines + angle, half);
   }
   for (long h = 0; h < z.kv_heads; ++h) {
     const Head<T> head = cache.head(layer, h);
@@ -283,9 +284,12 @@ ffi::Error paged_decoder(ffi::ThreadPool pool, Ints ids, Ints positions, Ints st
                          ffi::Result<Floats> k_scale, ffi::Result<Floats> v_scale, int64_t heads, int64_t ffn, int64_t window, float epsilon) {
   const auto shape = k->dimensions();  // layers, pages, kv heads, dim, 16
   const long rows = lengths.dimensions()[0], num_tokens = starts.typed_data()[rows], padded = ids.dimensions()[0];
-  const Sizes z{shape[0], embed.dimensions()[1], heads, shape[2], shape[3], ffn, window, epsilon, num_tokens, rows, pages.dimensions()[1]};
+  const Sizes z{shape[0], embed.dimensions()[1], heads, shape[2], shape[3], ffn, window, epsilon, num_tokens, rows, pages.dimensions()[1], cosines.dimensions()[0]};
   if (num_tokens < 0 || num_tokens > padded) return ffi::Error::InvalidArgument("a batch of more tokens than its arrays hold");
   const Tokens tokens{ids.typed_data(), positions.typed_data(), starts.typed_data(), lengths.typed_data(), pages.typed_data()};
+  for (long t = 0; t < num_tokens; ++t)
+    if (tokens.ids[t] < 0 || tokens.ids[t] >= embed.dimensions()[0] || tokens.positions[t] < 0 || tokens.positions[t] >= z.table * PAGE)
+      return ffi::Error::InvalidArgument("a token that the vocabulary or its row's pages do not have");
   const Weights w{embed, attn_norm, mlp_norm, q_norm, k_norm, final_norm, cosines, sines, wqkv, wo, w_gate_up, w_down, qkv_scales, o_scales, gate_up_scales, down_scales};
   std::fill(hidden->typed_data() + num_tokens * z.model, hidden->typed_data() + padded * z.model, 0.0f);
   if (num_tokens == 0) return ffi::Error::Success();

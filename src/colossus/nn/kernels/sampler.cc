@@ -155,7 +155,7 @@ Cut cut_among_few(Tokens few, Tokens all, double before, double target) {
     const double needed = std::max(std::ceil((target - before) / share), 1.0);
     if (needed < end - i) return {value, limit_of(all.z, all.n, value, (long)needed)};
     before += (double)share * (end - i);
-    if (needed == end - i || before >= target) return {value, all.n};
+    if (needed == end - i || before >= target || end == few.n) return {value, all.n};  // the last of them by rounding
   }
   return {};
 }
@@ -169,7 +169,7 @@ Cut fewest(Tokens some, Tokens all, double target, float* z, float* w) {
   double before = 0, sums[NUM_STEPS + 1];
   for (;;) {
     sums_above<COUNT>(some, low, steps, sums);
-    if (before + sums[NUM_STEPS] < target) return {};
+    if (before + sums[NUM_STEPS] < target) return {low, all.n};  // by rounding, after the first pass
     int at = 0;
     while (at < NUM_STEPS && before + sums[at] < target) ++at;
     if (at < NUM_STEPS) low = steps[at];
