@@ -199,6 +199,22 @@ def test_bodies_too_large_or_never_whole(tmp_path):
     run(main())
 
 
+def test_bodies_that_are_still_coming_are_counted(tmp_path):
+    async def main():
+        settings = DoorSettings(max_held_bytes=1000, body_timeout_s=5, drain_s=0.2)
+        async with serving(tmp_path, settings) as served:
+            _, first = await raw(served, post(b"x" * 600, length=700))
+            await asyncio.sleep(0.1)
+            reader, second = await raw(served, post(b"x" * 600, length=700))
+            assert b"503" in (await answered(reader)).splitlines()[0]
+            first.close()
+            second.close()
+            await until(lambda: len(served.door.connections) <= 1)
+            assert (await served.http.post(f"{served.url}/v1/say", data=b"x" * 600)).status == 500  # taken, and no JSON
+
+    run(main())
+
+
 def test_heads_that_never_end(tmp_path):
     async def main():
         async with serving(tmp_path, DoorSettings(header_timeout_s=0.3, drain_s=0.2)) as served:
@@ -207,6 +223,31 @@ def test_heads_that_never_end(tmp_path):
                 with contextlib.suppress(ConnectionResetError):
                     assert b"200" not in await answered(reader)
             assert (await served.say()).status == 200
+
+    run(main())
+
+
+@pytest.mark.parametrize("piece", [b"x-more: " + b"y" * 5000 + b"\r\n", b"y" * 5000])
+def test_trailers_that_never_end(tmp_path, piece):
+    async def main():
+        async with serving(tmp_path) as served:
+            head = f"POST /v1/say HTTP/1.1\r\nhost: {LOCAL}\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{{\r\n0\r\n".encode()
+            _, writer = await raw(served, head + b"x-first: ")
+
+            async def flood():
+                for _ in range(10_000):
+                    writer.write(piece)
+                    await writer.drain()
+
+            with pytest.raises(ConnectionError):
+                await flood()
+            writer.close()
+
+            async def tiny():
+                for letter in json.dumps({"prompt": [1, 2, 3], "max_tokens": 2}) + " " * 20_000:
+                    yield letter.encode()
+
+            assert (await served.http.post(f"{served.url}/v1/say", data=tiny())).status == 200  # a body in tiny chunks is one
 
     run(main())
 
@@ -261,6 +302,8 @@ def test_foreign_pages_and_foreign_names(tmp_path):
         async with serving(tmp_path) as served:
             evil = await served.say(headers={"origin": "https://evil.example"})
             assert evil.status == 403 and "access-control-allow-origin" not in evil.headers
+            for origin in ("null", "http://[", "http://" + "x" * 1000):
+                assert (await served.say(headers={"origin": origin})).status == 403
             assert (await served.say(headers={"host": "evil.example"})).status == 421
             assert (await served.say(headers={"origin": served.url})).status == 200
         async with serving(tmp_path, DoorSettings(cors_origins=("https://friend.example",), drain_s=0.2)) as served:

@@ -216,13 +216,13 @@ def test_steps_keep_to_the_budget_and_decoding_goes_on_beside_a_long_prompt() ->
     assert len(outputs["short"]) == 30  # a token with every step
 
 
-def test_a_stop_token_ends_the_answer_and_is_no_part_of_it() -> None:
+def test_a_stop_token_ends_the_answer() -> None:
     engine, prompt = make_engine(), (1, 2, 3, 4)
     expected = answer_to(prompt, 20)
     stop = expected[8]
     engine.add(ask("a", prompt, max_tokens=20, stop_token_ids=(stop,)))
     outputs = run(engine)["a"]
-    assert tokens_of(outputs) == expected[: expected.index(stop)]
+    assert tokens_of(outputs) == expected[: expected.index(stop) + 1]
     assert outputs[-1].finish is Finish.STOP
     assert_empty(engine)
 

@@ -176,7 +176,7 @@ def test_no_stop_token_before_min_tokens() -> None:
     stop = plain[2]
     outputs = run(engine, ask("a", prompt, max_tokens=20, stop_token_ids=(stop,), min_tokens=6))["a"]
     answer = tokens_of(outputs)
-    assert len(answer) >= 6 and stop not in answer
+    assert len(answer) >= 6 and stop not in answer[:6]
 
 
 class Staircase:

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colossus.serve.grammar import (
-    GrammarError,
     Grammars,
     choice_grammar,
     json_object_grammar,
@@ -25,6 +24,7 @@ from colossus.serve.grammar import (
     tool_grammar,
 )
 from colossus.serve.model import ServedModel, open_model
+from colossus.spec.errors import GrammarError
 from tests.nn.gguf_files import card_of, params_of, write_gguf
 
 TOOLS: list[dict[str, Any]] = [
@@ -166,6 +166,23 @@ def test_calls_that_may_come_are_held_to_their_form(model: ServedModel, grammars
         assert all(matcher.accept(token) for token in tokens) and matcher.may_end == may_end
 
 
+@pytest.mark.parametrize(
+    ("text", "fits", "may_end"),
+    [
+        ('{"a": 1}', True, True),
+        ('<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', True, True),
+        ('{"a": "x"}', False, False),
+        ("Hello", False, False),
+    ],
+)
+def test_calls_that_may_come_beside_an_answer_of_a_form(model: ServedModel, grammars: Grammars, text: str, fits: bool, may_end: bool) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+    matcher = grammars.compile(tool_grammar(TOOLS, required=False, parallel=True, answer=schema))
+    tokens = model.tokenizer.encode(text, add_special_tokens=False).ids
+    assert (matcher.num_accepted(tokens) == len(tokens)) == fits
+    assert not fits or (all(map(matcher.accept, tokens)) and matcher.may_end == may_end)
+
+
 def test_all_end_tokens_are_allowed_exactly_where_the_answer_may_end(model: ServedModel, grammars: Grammars) -> None:
     matcher = grammars.compile(regex_grammar("ab?"))
     a, b = (model.tokenizer.encode(letter).ids[0] for letter in "ab")
@@ -230,7 +247,19 @@ HOSTILE: dict[str, tuple[Callable[[], str], str]] = {
     "joined patterns": (lambda: json_schema_grammar({"allOf": [{"type": "string", "pattern": f"^{part}$"} for part in joined(40)]}), "patterns beside allOf"),
     "key patterns": (lambda: json_schema_grammar({"type": "object", "patternProperties": {part: {} for part in joined(40)}}), "patternProperties"),
     "eight patterns": (lambda: json_schema_grammar({"allOf": [{"type": "string", "pattern": f"^{part}$"} for part in joined(8)]}), "cannot be enforced"),
-    "large divisor": (lambda: json_schema_grammar({"type": "integer", "multipleOf": 999_999_937}), "cannot be enforced"),
+    "large divisor": (lambda: json_schema_grammar({"type": "integer", "multipleOf": 999_999_937}), "multipleOf"),
+    "divisor": (lambda: json_schema_grammar({"type": "integer", "multipleOf": 1_000_003}), "multipleOf"),
+    "divisors": (lambda: json_schema_grammar({"anyOf": [{"type": "integer", "multipleOf": 99 - index} for index in range(60)]}), "multipleOf"),
+    "divisors at once": (lambda: json_schema_grammar({"allOf": [{"type": "number", "multipleOf": part} for part in (1.01, 10.3, 107)]}), "multipleOf"),
+    "divisor in lark": (lambda: lark_grammar('start: %json {"type": "integer", "multipleOf": 1000003}'), "multipleOf"),
+    "divisors of tools": (
+        lambda: tool_grammar(
+            [{"name": f"f{index}", "parameters": {"properties": {"x": {"multipleOf": 997}}}} for index in range(60)], required=True, parallel=False
+        ),
+        "multipleOf",
+    ),
+    "unknown token": (lambda: lark_grammar("start: <|nothere|>"), "unknown special token"),
+    "token out of range": (lambda: lark_grammar("start: <[999999]>"), "too large"),
     "look-ahead": (lambda: regex_grammar("(?=a)b"), "look-around"),
     "open group": (lambda: regex_grammar("("), "unclosed group"),
     "no rule": (lambda: lark_grammar("start: foo"), "unknown name"),

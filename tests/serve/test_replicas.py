@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import time
 
 import pytest
 
 from colossus.engine import replicas as local
 from colossus.engine.machine import usable_cores
+from colossus.engine.replicas import LocalReplica
 from colossus.policy.restart import MAX_FAILED_STARTS
 from colossus.serve.frames import MAX_FRAME_BYTES, Frames, frame
 from colossus.serve.options import EngineOptions, WeightPrecision
@@ -113,6 +116,54 @@ def test_one_that_starts_too_long_is_tried_again(tmp_path):
         async with cluster(tmp_path, RouterSettings(start_silence_s=0.5), wait=False, start_s=60) as made:
             await until(lambda: made.fleet.replicas[0].generation == 2)
             assert "said nothing" in made.fleet.replicas[0].text
+
+    asyncio.run(main())
+
+
+def test_one_that_cannot_even_be_started_is_tried_again(tmp_path, monkeypatch):
+    async def main():
+        async with cluster(tmp_path) as made:
+            replica, launcher = made.fleet.replicas[0], made.fleet._launcher
+            start, failures = launcher.start, [OSError(24, "Too many open files")] * 2
+
+            def starved(*place):
+                if failures:
+                    raise failures.pop()
+                return start(*place)
+
+            monkeypatch.setattr(launcher, "start", starved)
+            made.kill(0)
+            await until(lambda: replica.generation == 4 and replica.state is State.READY)
+            assert not failures and tokens(await collect(made.router, request := ask())) == answer(request)
+
+    asyncio.run(main())
+
+
+def test_a_killed_process_that_takes_its_time_holds_nobody_up(tmp_path, monkeypatch):
+    """As one whose device is still at work; its place stays empty for so long."""
+
+    async def main():
+        async with cluster(tmp_path, RouterSettings(hang_s=0.3)) as made:
+            replica, kill = made.fleet.replicas[0], LocalReplica.kill
+            monkeypatch.setattr(LocalReplica, "kill", lambda process: None)
+            os.kill(replica.process.pid, signal.SIGSTOP)
+            waiting = asyncio.create_task(collect(made.router, request := ask()))
+            await until(lambda: replica.num_losses == 1)
+            await asyncio.sleep(0.2)
+            assert replica.generation == 1 and not replica.is_ready and lives(replica)
+            monkeypatch.undo()
+            kill(replica.process)
+            assert tokens(await waiting) == answer(request) and replica.generation == 2
+
+    asyncio.run(main())
+
+
+def test_a_forced_stop_leaves_nothing(tmp_path):
+    async def main():
+        async with cluster(tmp_path, ignores_stop=True) as made:
+            folder, started_s = made.fleet._folder, time.monotonic()
+            await made.fleet.stop(lambda: True)
+            assert time.monotonic() - started_s < 2 and not lives(made.fleet.replicas[0]) and not folder.exists()
 
     asyncio.run(main())
 

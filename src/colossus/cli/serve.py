@@ -103,6 +103,8 @@ def _serve(served: Any, name: str, path: Path, folder: Path, options: dict[str, 
     from colossus.serve.page import routes as page_routes
     from colossus.serve.settings import options_to_json
 
+    if served.chat_template is None:
+        talk().print(f"{name} has no chat template: conversations are told to it as plain ChatML, which it may not have been trained on")
     parts = shares(options["replicas"], devices_each=options["tp"])
     for index, part in enumerate(parts):
         talk().print(f"engine {index}: {part.words}; log {folder / 'logs' / f'replica-{index}.log'}")

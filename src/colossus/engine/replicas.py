@@ -33,11 +33,10 @@ class LocalReplica:
         return self.process.poll()
 
     def kill(self) -> None:
-        """The whole group."""
+        """The whole group; without waiting."""
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
 
     def last_words(self, num_lines: int = 8) -> str:
         try:

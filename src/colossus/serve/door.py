@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 import colossus
 from colossus.serve.api.errors import HANDLERS
 from colossus.serve.gate import Gate, Gatekeeping
-from colossus.serve.http import http_server, listen, raise_open_files
+from colossus.serve.http import HttpServer, http_server, listen, raise_open_files
 from colossus.serve.keys import Keys
 from colossus.serve.limits import Limits
 from colossus.serve.logs import RequestLog
@@ -94,21 +94,25 @@ class Door:
         server = http_server(self._app(api, page, keeping), self._settings)
         self.connections = server.server_state.connections
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            with self._signals():
+        with self._signals():
+            try:
                 await self.fleet.start(self.router)
                 self.address = _address(self._settings, listener.getsockname()[1])
                 return await self._live(self.address)
-        finally:
-            self.router.close(_DRAINING)
-            self.router.end_all(_STOPPED)
-            self.fleet.kill_all() if self._num_signals > 1 else await self.fleet.stop()
-            server.should_exit = True
-            with contextlib.suppress(Exception):
-                await serving
-            for closing in (log, tracing):
-                if closing is not None:
-                    closing.close()
+            finally:
+                await self._end(server, serving)
+                for closing in (log, tracing):
+                    if closing is not None:
+                        closing.close()
+
+    async def _end(self, server: HttpServer, serving: asyncio.Task[None]) -> None:
+        """Leaves no request, process, connection or file behind."""
+        self.router.close(_DRAINING)
+        self.router.end_all(_STOPPED)
+        await self.fleet.stop(self._forced.is_set)
+        server.should_exit = True
+        with contextlib.suppress(Exception):
+            await serving
 
     async def _live(self, address: str) -> int:
         ticking = asyncio.create_task(self._tick())

@@ -232,13 +232,12 @@ class Engine:
         known = sequence.num_known
         sequence.tokens[known : known + len(drawn)] = drawn
         sequence.num_known = known + len(drawn)
-        kept = drawn[:-1] if drawn and drawn[-1] in sequence.stops else drawn
-        self._counts.num_output_tokens += len(kept)
-        logprobs = self._logprobs(sequence, kept, table, row)
+        self._counts.num_output_tokens += len(drawn)
+        logprobs = self._logprobs(sequence, drawn, table, row)
         if finish is not None:
-            return self._end(sequence, kept, finish, logprobs)
+            return self._end(sequence, drawn, finish, logprobs)
         self._scheduler.extended(sequence, drawn)
-        return answer(sequence, kept, None, logprobs)
+        return answer(sequence, drawn, None, logprobs)
 
     def _cut(self, sequence: Sequence, drawn: list[int]) -> tuple[list[int], Finish | None]:
         """The part of what was drawn that counts, and whether the answer ends with it."""

@@ -25,7 +25,7 @@ from colossus.serve.tracing import Tracing
 OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
 _WATCHED = frozenset({"/metrics", "/stats"})  # asked every few seconds: their lines would bury the others
 _METERED = "/v1/"
-_MOST_HELD_BYTES = 512 << 20
+_MOST_ROUTE_CHARACTERS = 256  # of a path, in logs and traces
 _ID = re.compile(rb"[A-Za-z0-9_.:/-]{1,128}")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -58,7 +58,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        call = Call(id=_request_id(scope), method=scope["method"], route=scope["path"])
+        call = Call(id=_request_id(scope), method=scope["method"], route=scope["path"][:_MOST_ROUTE_CHARACTERS])
         if scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, _Noting(call, send))
             return
@@ -112,14 +112,19 @@ class Gate:
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, send)
             return
-        body = await _whole_body(scope, receive, self._keeping.settings)
-        if self._num_held_bytes + len(body) > _MOST_HELD_BYTES:
-            raise ApiError("the server holds as many requests as its memory allows", status=503, code="server_overloaded", headers=_retry_after(1))
-        self._num_held_bytes += len(body)
+        held = _Held(self)
         try:
+            body = await _whole_body(scope, receive, self._keeping.settings, held)
             await self._app(scope, _Replay(body, receive), send)
         finally:
-            self._num_held_bytes -= len(body)
+            held.release()
+
+    def hold(self, num_bytes: int) -> None:
+        """More of a body came, or with a negative number it is gone. Raises ApiError where all bodies together are too large."""
+        if num_bytes > 0 and self._num_held_bytes + num_bytes > self._keeping.settings.max_held_bytes:
+            headers = _retry_after(1) | {"Connection": "close"}
+            raise ApiError("the server holds as many requests as its memory allows", status=503, code="server_overloaded", headers=headers)
+        self._num_held_bytes += num_bytes
 
     def _owner(self, headers: Mapping[str, str], scope: Scope) -> str:
         keys = self._keeping.keys
@@ -165,6 +170,22 @@ class _Noting:
         await self._send(message)
 
 
+class _Held:
+    """What one request holds of the memory for bodies, from its first byte on."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self.num_bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Raises ApiError."""
+        self._gate.hold(num_bytes)
+        self.num_bytes += num_bytes
+
+    def release(self) -> None:
+        self._gate.hold(-self.num_bytes)
+
+
 class _Replay:
     """``receive`` for a body that was read already; then the connection's own, which says when the client leaves."""
 
@@ -179,13 +200,13 @@ class _Replay:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
-async def _whole_body(scope: Scope, receive: Receive, settings: DoorSettings) -> bytes:
+async def _whole_body(scope: Scope, receive: Receive, settings: DoorSettings, held: _Held) -> bytes:
     """Raises ApiError for one too large or too slow. All our bodies are JSON, which is of no use in parts."""
     most = settings.max_body_bytes
     told = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     if told.isdigit() and int(told) > most:
         raise _too_large(most)
-    parts, num_bytes = [], 0
+    parts = []
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             while True:
@@ -193,8 +214,8 @@ async def _whole_body(scope: Scope, receive: Receive, settings: DoorSettings) ->
                 if message["type"] == "http.disconnect":
                     raise _Left
                 part = message.get("body", b"")
-                num_bytes += len(part)
-                if num_bytes > most:
+                held.add(len(part))
+                if held.num_bytes > most:
                     raise _too_large(most)
                 parts.append(part)
                 if not message.get("more_body", False):
@@ -226,7 +247,7 @@ def _check_origin(headers: Mapping[str, str], settings: DoorSettings) -> None:
     """Foreign web pages may neither call us with their reader's reach nor, by a name that turns to loopback, pass for us."""
     host = headers.get("host", "")
     origin = headers.get("origin")
-    if origin is not None and origin not in settings.cors_origins and "*" not in settings.cors_origins and urlsplit(origin).netloc != host:
+    if origin is not None and origin not in settings.cors_origins and "*" not in settings.cors_origins and origin.partition("://")[2] != host:
         raise ApiError(f"pages of {origin[:200]} may not use this server; start it with --cors-origin to let them", status=403, code="origin_not_allowed")
     if settings.host in _LOOPBACK and settings.api_keys is None and not _is_loopback(host):
         raise ApiError(f"this server answers only to localhost and 127.0.0.1, not to {host[:200]!r}", status=421, code="host_not_allowed")

@@ -8,18 +8,19 @@ references and nested rules on the stack and intersects patterns at exponential 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import cached_property
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from colossus.serve.model import ServedModel
-from colossus.spec.errors import ColossusError
+from colossus.spec.errors import GrammarError
 
 _MOST_CHARACTERS = 128 * 1024
 _MOST_REFERENCES = 500  # followed on the stack; some thousands overflow it
@@ -27,16 +28,27 @@ _MOST_RULES = 500  # of a user's own grammar, followed likewise
 _MOST_PROPERTIES = 1000  # of one object; compiling takes the square of it
 _MOST_PATTERNS = 64
 _MOST_JOINED_PATTERNS = 8  # that may have to hold at once
+_MOST_DIVISORS = 10_000  # of all multipleOf the sum, and where they meet the least common multiple; compiling takes seconds for a million
 _KEPT = 128  # compiled grammars
 _SPACE = r"[\x20\x0A\x0D\x09]{1,24}"  # between parts of JSON: enough to indent, not enough to fill an answer
 _LIMITS: Final = {"verbose_errors": False, "max_lexer_states": 50_000}
 _NAMING_KEYS = {"$ref", "$defs", "definitions", "title", "description", "default", "examples", "$comment"}
 _OPENS, _CLOSES = "<tool_call>", "</tool_call>"  # Hermes' form, which Qwen and others were trained on too
+ANY_OBJECT: Final = {"type": "object"}  # the schema
 _SPECIAL_IN_REGEX = re.compile(r"[\\.+*?()|\[\]{}^$]")
 
 
-class GrammarError(ColossusError):
-    """A form that cannot be enforced: it is malformed, too large, or says what the library has no rule for."""
+class GrammarModel(Protocol):
+    """What grammars need of a served model."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tokenizer_json(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def end_ids(self) -> frozenset[int]: ...
 
 
 class Matcher:
@@ -85,7 +97,7 @@ class Matcher:
 class Grammars:
     """Compiles grammars for one model's tokens and keeps those used last. Safe to share between threads."""
 
-    def __init__(self, model: ServedModel) -> None:
+    def __init__(self, model: GrammarModel) -> None:
         self._model = model
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = Lock()
@@ -113,24 +125,17 @@ class Grammars:
         if not self._model.end_ids:
             raise GrammarError(f"{self._model.name} has no token that ends an answer, so no form can be enforced")
         try:
-            return LLTokenizer(self._model.tokenizer_json, n_vocab=self._model.card.vocab_size, eos_token=sorted(self._model.end_ids))
+            return LLTokenizer(self._model.tokenizer_json, n_vocab=self._model.vocab_size, eos_token=sorted(self._model.end_ids))
         except (ValueError, RuntimeError) as error:
             raise GrammarError(f"forms cannot be enforced with the tokenizer of {self._model.name}: {_first_lines(str(error))}") from None
 
     @cached_property
     def _ends(self) -> np.ndarray:
         """A mask of the end tokens alone."""
-        words = np.zeros(-(-self._model.card.vocab_size // 32), np.uint32)
+        words = np.zeros(-(-self._model.vocab_size // 32), np.uint32)
         for token in self._model.end_ids:
             words[token // 32] |= np.uint32(1 << token % 32)
         return words
-
-
-def check_grammar(grammar: str) -> None:
-    """GrammarError in words where a grammar cannot be enforced, whatever the model: for the door, which has no engine."""
-    _check_size(grammar)
-    if problem := LLMatcher.validate_grammar(grammar, None, limits=LLParserLimits(**_LIMITS)):  # type: ignore[arg-type]
-        raise _refusal(problem)
 
 
 def json_schema_grammar(schema: Mapping[str, Any] | bool) -> str:
@@ -140,7 +145,7 @@ def json_schema_grammar(schema: Mapping[str, Any] | bool) -> str:
 
 def json_object_grammar() -> str:
     """Any JSON object."""
-    return _json_grammar({"type": "object"})
+    return _json_grammar(ANY_OBJECT)
 
 
 def regex_grammar(pattern: str) -> str:
@@ -159,6 +164,7 @@ def choice_grammar(choices: Sequence[str]) -> str:
 def lark_grammar(text: str) -> str:
     """A user's own grammar, in llguidance's dialect of Lark."""
     _check_size(text)
+    _checked_schema({"anyOf": list(_schemas_within(text))})
     if text.lstrip().startswith("{"):
         raise GrammarError("the grammar is no Lark: it begins with {; a JSON schema goes into response_format")
     joined = text.count("&") + text.count("~") + text.count('"pattern')
@@ -171,19 +177,34 @@ def lark_grammar(text: str) -> str:
     return str(LLMatcher.grammar_from_lark(text))
 
 
-def tool_grammar(tools: Sequence[Mapping[str, Any]], *, required: bool, parallel: bool) -> str:
+def _schemas_within(text: str) -> Iterator[Any]:
+    """What stands after each ``%json`` of a grammar; what is no JSON the library refuses itself."""
+    for found in re.finditer(r"%json\s*", text):
+        try:
+            yield json.JSONDecoder().raw_decode(text, found.end())[0]
+        except ValueError:
+            continue
+        except RecursionError:
+            raise GrammarError("a schema of the grammar is nested too deeply") from None
+
+
+def tool_grammar(tools: Sequence[Mapping[str, Any]], *, required: bool, parallel: bool, answer: Mapping[str, Any] | None = None) -> str:
     """Calls of tools (as OpenAI describes them) in Hermes' form, ``<tool_call>``, a line of JSON, ``</tool_call>``.
 
-    Required: calls alone, one or with ``parallel`` more. Else: text, or text that comes to a call and then calls.
+    Required: calls alone, one or with ``parallel`` more. Else: text, or text that comes to a call and then calls; with ``answer``, calls
+    alone or JSON of that schema alone.
     """
     if not tools:
         raise GrammarError("there is no tool to call")
     call = json.dumps(_call_schema(tools), ensure_ascii=False)
     again = f' ("\\n{_OPENS}" body)*' if parallel else ""
-    first = f'"{_OPENS}"' if required else "head"
-    rules = [f"start: {first} body{again}" + ("" if required else " | TEXT"), f'body: "\\n" call "\\n{_CLOSES}"', f"call: %json {call}"]
-    if not required:
+    first = f'"{_OPENS}"' if required or answer is not None else "head"
+    other = "" if required else " | TEXT" if answer is None else " | answer"
+    rules = [f"start: {first} body{again}{other}", f'body: "\\n" call "\\n{_CLOSES}"', f"call: %json {call}"]
+    if other == " | TEXT":
         rules += [f"TEXT: /(?s:.*)/ & ~/(?s:.*){_OPENS}(?s:.*)/", f"head[lazy]: /(?s:.*){_OPENS}/"]
+    elif other:
+        rules.append(f"answer: %json {json.dumps(_spaced(_checked_schema(answer)), ensure_ascii=False)}")
     return str(LLMatcher.grammar_from_lark("\n".join(rules)))
 
 
@@ -196,7 +217,13 @@ def _call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         definitions[f"tool{index}"] = _moved(parameters, f"#/$defs/tool{index}")
         parts = {"name": {"const": function["name"]}, "arguments": {"$ref": f"#/$defs/tool{index}"}}
         calls.append({"type": "object", "properties": parts, "required": list(parts), "additionalProperties": False})
-    return {"x-guidance": {"whitespace_pattern": _SPACE}, "anyOf": calls, "$defs": definitions}
+    schema = {"anyOf": calls, "$defs": definitions}
+    _check_divisors(list(_objects(schema)), joined=False)  # each tool's own are within bounds
+    return _spaced(schema)
+
+
+def _spaced(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"x-guidance": {"whitespace_pattern": _SPACE}, **schema}
 
 
 def _moved(node: Any, root: str) -> Any:
@@ -238,7 +265,22 @@ def _checked_schema(schema: Any) -> dict[str, Any]:
         (sum("pattern" in node for node in nodes), _MOST_JOINED_PATTERNS if joined else _MOST_PATTERNS, "patterns" + " beside allOf" * joined),
     ):
         _check_count(count, most, f"the schema has {count} {words}")
+    _check_divisors(nodes, joined=joined or any("anyOf" in node or "oneOf" in node for node in nodes))
     return schema
+
+
+def _check_divisors(nodes: Sequence[dict[str, Any]], *, joined: bool) -> None:
+    divisors = [_divisor(node["multipleOf"]) for node in nodes if "multipleOf" in node]
+    size = max(sum(divisors), math.lcm(*divisors) if joined else 1)
+    _check_count(size, _MOST_DIVISORS, "the schema has multipleOf that come to " + (f"{size}" if size < 10**12 else "very much"))
+
+
+def _divisor(value: Any) -> int:
+    """A number less its decimal point; 1 for what is none, which the library refuses."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return 1
+    _, digits, exponent = Decimal(repr(value)).as_tuple()
+    return int("".join(map(str, digits))) * 10 ** max(0, int(exponent))
 
 
 def _objects(node: Any) -> Iterator[dict[str, Any]]:

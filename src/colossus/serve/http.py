@@ -20,6 +20,7 @@ from colossus.spec.errors import EngineError
 _CLOSE_S = 5.0
 _WRITE_BUFFER_BYTES = 1 << 16
 _MAX_HEAD_BYTES = 1 << 16
+_MOST_FRAMING = 8  # bytes around one byte of a body: a chunk of it is framed by 5, and more are no body but trailers without end
 _OTHER_FILES = 128
 
 
@@ -31,7 +32,7 @@ class Protocol(HttpToolsProtocol):
         self._limits = limits
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
-        self._num_head_bytes = 0
+        self._num_head_bytes = self._num_rest_bytes = self._num_body_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -47,9 +48,18 @@ class Protocol(HttpToolsProtocol):
             return
         if self._head_timer is not None:
             self._num_head_bytes += len(data)
+        self._num_rest_bytes += len(data)
         super().data_received(data)
-        if self._head_timer is not None and self._num_head_bytes > _MAX_HEAD_BYTES:
+        if self._head_timer is not None:
+            too_much = self._num_head_bytes > _MAX_HEAD_BYTES
+        else:
+            too_much = self._num_rest_bytes - _MOST_FRAMING * self._num_body_bytes > _MAX_HEAD_BYTES
+        if too_much:
             self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_body_bytes += len(body)
+        super().on_body(body)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -58,6 +68,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._drop_head_timer()
+        self._num_rest_bytes = self._num_body_bytes = 0
         super().on_headers_complete()
 
     def pause_writing(self) -> None:

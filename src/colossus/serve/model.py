@@ -46,6 +46,10 @@ class ServedModel:
     load_params: Callable[[], Params]  # float32, as numpy
     make_tokenizer: Callable[[], Tokenizer]
 
+    @property
+    def vocab_size(self) -> int:
+        return self.card.vocab_size
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         return self.make_tokenizer()

@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -37,7 +37,7 @@ class Process(Protocol):
         ...
 
     def kill(self) -> None:
-        """SIGKILL to it and all its children; harmless when it is gone."""
+        """SIGKILL to it and all its children; does not wait for their end; harmless when it is gone."""
         ...
 
     def last_words(self) -> str:
@@ -188,32 +188,26 @@ class Fleet:
             self._launch(replica)
         self._watcher = asyncio.create_task(self._watch())
 
-    async def stop(self) -> None:
-        """Asks the processes to stop and kills those that do not."""
+    async def stop(self, at_once: Callable[[], bool] = lambda: False) -> None:
+        """Asks the processes to stop, and kills those that do not, or all as soon as ``at_once`` says so."""
         self._stopping = True
         if self._watcher is not None:
             self._watcher.cancel()
         asked = self.ready  # one that still starts has nothing to put in order, and does not listen
         for replica in asked:
             replica.send({"kind": "stop"})
-        deadline = time.monotonic() + _STOP_S
-        while any(_lives(replica) for replica in asked) and time.monotonic() < deadline:
-            await asyncio.sleep(_WATCH_S)
-        self.kill_all()
-        if self._server is not None:
-            self._server.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def kill_all(self) -> None:
-        """At once."""
-        self._stopping = True
+        await _until_gone(asked, _STOP_S, at_once)
         for replica in self.replicas:
             replica.state = State.STOPPED
             if replica.process is not None:
                 replica.process.kill()
             if replica.line is not None:
                 replica.line.close()
+        await _until_gone(self.replicas, _STOP_S)
+        if self._server is not None:
+            self._server.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     # What processes say
 
@@ -280,7 +274,7 @@ class Fleet:
     def _look(self, replica: Replica) -> None:
         now = time.monotonic()
         if replica.state is State.WAITING:
-            if now >= replica.restart_s:
+            if now >= replica.restart_s and not _lives(replica):
                 self._launch(replica)
             return
         if replica.process is None or replica.state not in (State.STARTING, State.READY):
@@ -289,11 +283,15 @@ class Fleet:
         if code is not None:
             self._lose(replica, replica.failure or _exited(replica.process, code))
         elif (silent := self._silence(replica, now)) is not None:
-            replica.process.kill()
-            self._lose(replica, Loss(words=silent, crashed=True))
+            self._end(replica, Loss(words=silent, crashed=True))
         elif replica.line is None and replica.state is State.READY and now - replica.heard_s > _EXIT_S:
-            replica.process.kill()
-            self._lose(replica, replica.failure or Loss(words="it closed its line to the door and lived on", crashed=True))
+            self._end(replica, replica.failure or Loss(words="it closed its line to the door and lived on", crashed=True))
+
+    def _end(self, replica: Replica, loss: Loss) -> None:
+        """Kills its process. Its place is filled again once the process is gone, with what it held of the machine."""
+        assert replica.process is not None
+        replica.process.kill()
+        self._lose(replica, loss)
 
     def _silence(self, replica: Replica, now: float) -> str | None:
         limit_s = self._settings.start_silence_s if replica.state is State.STARTING else self._settings.hang_s
@@ -330,7 +328,18 @@ class Fleet:
         replica.generation += 1
         replica.state, replica.failure, replica.line = State.STARTING, None, None
         replica.started_s = replica.heard_s = time.monotonic()
-        replica.process = self._launcher.start(replica.index, replica.generation, self._folder / "door")
+        try:
+            replica.process = self._launcher.start(replica.index, replica.generation, self._folder / "door")
+        except OSError as error:  # no more processes, memory or open files: perhaps later
+            replica.process = None
+            self._lose(replica, Loss(words=f"its process could not be started: {error}", crashed=False))
+
+
+async def _until_gone(replicas: Sequence[Replica], limit_s: float, at_once: Callable[[], bool] = lambda: False) -> None:
+    """Until their processes have ended, or the time is over, or ``at_once``."""
+    deadline = time.monotonic() + limit_s
+    while any(map(_lives, replicas)) and time.monotonic() < deadline and not at_once():
+        await asyncio.sleep(_WATCH_S)
 
 
 def _lives(replica: Replica) -> bool:

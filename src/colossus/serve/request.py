@@ -35,7 +35,7 @@ class Sampling:
     :param num_logprobs: None for none; else of the drawn token and of this many likeliest. They are those of the model's own logits,
         before anything here changes them.
     :param num_prompt_logprobs: the same for each token of the prompt but the first.
-    :param stop_token_ids: tokens that end the answer and are no part of its text, the model's own end tokens included.
+    :param stop_token_ids: tokens that end the answer, the model's own end tokens included; counted with it, and no part of its text.
     :param min_tokens: before which no stop token may be drawn.
     :param grammar: an llguidance grammar (its JSON form) that the answer must follow; None for free text.
     """

@@ -270,7 +270,7 @@ class Router:
     def _finish(self, flight: Flight, fresh: Output, output: Output) -> None:
         if output.finish is None:  # it is ended here, not by its engine
             self._abort(flight)
-        if fresh.finish in (Finish.STOP, Finish.LENGTH):
+        if fresh.finish in (Finish.STOP, Finish.LENGTH) and not flight.request.embed:
             self._speeds.learn_answer(len(flight.delivered))
         if flight.call is not None and fresh.error is not None:
             flight.call.error = fresh.error

@@ -45,6 +45,7 @@ class DoorSettings:
 
     :param port: None takes a free one.
     :param api_keys: file of ``name sha256hex`` lines; None asks for no key.
+    :param max_held_bytes: of all bodies together, those that are still coming included.
     :param max_connections: open at once; one more is told 503 and closed.
     :param stall_timeout_s: a client that takes nothing of what was sent to it for so long is cut.
     :param drain_s: how long running requests may go on after the first SIGTERM.
@@ -57,6 +58,7 @@ class DoorSettings:
     api_keys: Path | None = None
     quota: Quota = Quota()
     max_body_bytes: int = 8 << 20
+    max_held_bytes: int = 512 << 20
     max_connections: int = 4096
     header_timeout_s: float = 20.0
     body_timeout_s: float = 60.0

@@ -15,6 +15,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from colossus.spec.errors import ColossusError
 
@@ -53,11 +54,11 @@ class ChatTemplate:
             raise TemplateFault(f"the model's chat template cannot be read: {error}", hint="give a folder with another chat_template.jinja") from None
         self.knows_tools = "tools" in variables
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> str:
         """The conversation as text. ``variables`` are the template's others: tools, documents, add_generation_prompt and its own."""
         limit = _END_S.set(time.monotonic() + self._max_render_s)
         try:
-            return _join(self._template.generate(**(self._special | variables), messages=messages))
+            return _join(self._template.generate(self._special | variables | {"messages": messages}))
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise TemplateFault(f"the model's chat template refuses these messages: {error or type(error).__name__}") from None
         finally:
@@ -94,12 +95,13 @@ def _within_time(items: Any) -> Iterator[Any]:
 class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox, with what templates of Hugging Face folders count on, and an eye on the clock."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    intercepted_binops = frozenset({"*", "**", "%", "+"})
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.filters["tojson"] = _to_json
         self.filters[_WATCHED] = _within_time
+        self.filters[_CONCATENATED] = _concatenated
         self.globals["raise_exception"] = _raise
         self.globals["strftime_now"] = _now
 
@@ -108,6 +110,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         for loop in tree.find_all(nodes.For):
             if not loop.recursive:
                 loop.iter = nodes.Filter(loop.iter, _WATCHED, [], [], None, None, lineno=loop.lineno)
+        tree = _Concatenations().visit(tree)
+        assert isinstance(tree, nodes.Template)
         return tree
 
     def call(self, *arguments: Any, **keywords: Any) -> Any:
@@ -124,6 +128,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator == "%" and isinstance(left, str) and any(len(width) > 4 for width in re.findall(r"\d+", left)):
             raise SecurityError("a chat template formats nothing wider than 9999")
         sizes = [len(value) for value in (left, right) if isinstance(value, (str, list, tuple))]
+        if operator == "+" and sum(sizes) > _MAX_TEXT_CHARACTERS:
+            raise SecurityError(f"a chat template joins nothing to more than {_MAX_TEXT_CHARACTERS}")
         counts = [value for value in (left, right) if isinstance(value, int)]
         if operator == "*" and sizes and counts and sizes[0] * counts[0] > _MAX_REPEATED:
             raise SecurityError(f"a text of {sizes[0]} is not repeated {counts[0]} times in a chat template")
@@ -131,6 +137,22 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 _WATCHED = "_within_time"
+_CONCATENATED = "_concatenated"
+
+
+class _Concatenations(NodeTransformer):
+    """``a ~ b``, which Jinja shows to no sandbox, as a filter that looks at sizes."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 (Jinja's name)
+        self.generic_visit(node)
+        return nodes.Filter(nodes.List(node.nodes, lineno=node.lineno), _CONCATENATED, [], [], None, None, lineno=node.lineno)
+
+
+def _concatenated(parts: list[Any]) -> str:
+    texts = [str(part) for part in parts]
+    if sum(map(len, texts)) > _MAX_TEXT_CHARACTERS:
+        raise SecurityError(f"a chat template joins nothing to more than {_MAX_TEXT_CHARACTERS} characters")
+    return "".join(texts)
 
 
 class _Generation(Extension):

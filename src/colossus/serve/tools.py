@@ -90,7 +90,7 @@ class ToolParser:
 
     What is no complete, well-formed call stays text. Space around calls is dropped.
 
-    :param trusted: the answer follows a grammar, so a call's arguments go out while they are written; else they go out when the
+    :param trusted: calls in our own form follow a grammar, so their arguments go out while they are written; others go out when the
         whole call has been read and found to be JSON.
     :param parallel: False keeps the first call and drops what follows it.
     """
@@ -173,7 +173,7 @@ class ToolParser:
     def _read_call(self, parsed: Parsed) -> bool:
         assert self._call is not None
         self._held = self._call.push(self._held)
-        if self._trusted and self._call.name is not None and self._call.arguments_start is not None:
+        if self._trusted and self._marker == START and self._call.name is not None and self._call.arguments_start is not None:
             self._stream(parsed)
         if not self._call.is_complete and not (self._marker != MISTRAL and self._call.is_no_json):
             return False

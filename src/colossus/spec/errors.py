@@ -8,7 +8,8 @@ ColossusError
 ├── StorageError     the disk is full or refuses to be written
 ├── CheckpointError  no checkpoint can be read
 ├── RunError         a folder is not a run, or a run is in use
-└── EngineError      worker processes could not be started or kept alive
+├── EngineError      worker processes could not be started or kept alive
+└── GrammarError     a form that answers are to have cannot be enforced
 
 Each says the value, the rule it broke and, as ``hint``, the nearest thing that works.
 """
@@ -79,6 +80,10 @@ class RunError(ColossusError):
 
 class EngineError(ColossusError):
     """Worker processes could not be started or kept alive; carries their own last words."""
+
+
+class GrammarError(ColossusError):
+    """A form that cannot be enforced: it is malformed, too large, or says what the library has no rule for."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

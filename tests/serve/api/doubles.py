@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import uvicorn
@@ -22,6 +23,7 @@ from colossus.serve.api.settings import ApiSettings
 from colossus.serve.backend import EngineInfo
 from colossus.serve.request import EngineStats, Finish, Output, Request, TokenLogprob
 
+NUM_UNUSED = 3  # rows of the embedding that are no token
 TRAINED_ON = ["the quick brown fox jumps over the lazy dog and says hello world", "größe 東京 emoji 😀 stop END ### json {}"] * 4
 
 
@@ -51,6 +53,14 @@ class TinyModel:
     end_ids: frozenset[int] = frozenset({0, 2})
     adds_bos: bool = False
 
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.get_vocab_size() + NUM_UNUSED
+
+    @cached_property
+    def tokenizer_json(self) -> str:
+        return str(self.tokenizer.to_str())
+
 
 Say = Callable[[Request], Sequence[int] | str | Exception]
 
@@ -74,7 +84,7 @@ class Scripted:
         return EngineInfo(
             model="tiny",
             max_sequence_tokens=self.max_sequence_tokens,
-            vocab_size=self.tokenizer.get_vocab_size() + 3,
+            vocab_size=self.tokenizer.get_vocab_size() + NUM_UNUSED,
             num_pages=8,
             page_tokens=16,
             weights="float32",

@@ -75,10 +75,16 @@ def told(reply: Any, status: int) -> dict[str, Any]:
         (TEXT, {"prompt": "x", "max_tokens": 0}, "max_tokens"),
         (TEXT, {"prompt": "x", "logprobs": 21}, "logprobs"),
         (TEXT, {"prompt": ["x"] * 100, "n": 2}, "n"),
+        (TEXT, {"prompt": ["x"] * 1_000_000}, "n"),
+        (TEXT, {"prompt": [[1]] * 500_000}, "n"),
+        ("/v1/embeddings", {"input": ["x"] * 1_000_000}, "input"),
         ("/v1/embeddings", {"input": "x", "dimensions": 5}, "dimensions"),
         ("/v1/embeddings", {"input": "x", "encoding_format": "hex"}, "encoding_format"),
         ("/v1/responses", {"input": [{"type": "function_call", "name": "f"}]}, "input[0]"),
         ("/v1/responses", {"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ("/v1/responses", {"input": [{"type": "reasoning"}]}, "input"),
+        ("/v1/responses", {"input": [{"type": "function_call_output", "call_id": "", "output": "x"}]}, "input[0].call_id"),
+        ("/v1/responses", {"input": "x", "text": {"format": {"type": "json_schema", "name": "n" * 65, "schema": {}}}}, "text.format.name"),
         ("/tokenize", {}, "prompt"),
         ("/detokenize", {"tokens": [10**7]}, "tokens"),
     ],
@@ -116,6 +122,10 @@ def test_numbers_that_schemas_cannot_hold(world: World) -> None:
 
 def test_unknown_fields_are_let_be(world: World) -> None:
     assert send(world.url + CHAT, {"messages": ASK, "service_tier": "auto", "store": True, "metadata": {"a": "b"}, "whatever": [1]}).status == 200
+
+
+def test_a_template_may_be_given_any_name(world: World) -> None:
+    assert send(world.url + CHAT, {"messages": ASK, "chat_template_kwargs": {"self": 1, "text": 2, "variables": 3}}).status == 200
 
 
 def test_a_null_is_as_nothing(world: World) -> None:

@@ -135,7 +135,9 @@ def test_forms_become_grammars(world: World, extra: dict[str, Any]) -> None:
         ({"guided_json": {"type": "nonsense"}}, "guided_json"),
         ({"guided_choice": []}, "guided_choice"),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
-        ({"response_format": {"type": "json_object"}, "tools": TOOLS}, "response_format"),
+        ({"guided_regex": "a", "tools": TOOLS}, "guided_regex"),
+        ({"guided_grammar": "start: <|nothere|>"}, "guided_grammar"),
+        ({"guided_json": {"type": "integer", "multipleOf": 1_000_003}}, "guided_json"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#/nowhere"}}}}, "response_format"),
     ],
 )
@@ -143,3 +145,18 @@ def test_forms_that_cannot_be_held_are_refused(world: World, extra: dict[str, An
     with pytest.raises(openai.BadRequestError) as caught:
         world.client.chat.completions.create(model="tiny", messages=ASK, extra_body=extra)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("said", "content", "num_calls"),
+    [
+        ('{"name": "weather", "parameters": {}}', '{"name": "weather", "parameters": {}}', 0),
+        ('<tool_call>{"name": "time", "arguments": {}}</tool_call>', None, 1),
+    ],
+)
+def test_a_form_beside_tools_that_may_be_called(world: World, said: str, content: str | None, num_calls: int) -> None:
+    """Whatever the answer looks like, only what stands between our marks is a call."""
+    world.backend.say = lambda request: said
+    answer = world.client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS, response_format={"type": "json_object"})
+    assert world.backend.requests[0].sampling.grammar
+    assert answer.choices[0].message.content == content and len(answer.choices[0].message.tool_calls or ()) == num_calls

@@ -14,7 +14,7 @@ from colossus.serve.api.body import read_body
 from colossus.serve.api.chat_body import ChatBody
 from colossus.serve.api.conversation import ToolUse, encode_chat
 from colossus.serve.api.errors import to_json
-from colossus.serve.api.forms import grammar_of
+from colossus.serve.api.forms import grammar_of, has_form
 from colossus.serve.api.generation import Piece, Task, Whole, answers, whole
 from colossus.serve.api.logprobs import chat_logprobs
 from colossus.serve.api.sampling import make_sampling, room
@@ -43,7 +43,9 @@ class Chat:
         """For one answer, where tools may be called."""
         if not self.use.tools:
             return None
-        form = ToolForm.of_template(self.service.text.template.source) if self.service.text.template.knows_tools else ToolForm.HERMES
+        template = self.service.text.template
+        held = self.use.required or has_form(self.body)  # a grammar allows calls in our own form alone
+        form = ToolForm.of_template(template.source) if template.knows_tools and not held else ToolForm.HERMES
         return ToolParser(form, trusted=self.grammar is not None, parallel=self.use.parallel)
 
     def logprobs(self, written: list[Any]) -> dict[str, Any] | None:
@@ -71,7 +73,7 @@ async def prepare(service: Service, body: ChatBody, asked: Asked) -> Chat:
     service.check_model(body.model)
     bounds = service.bounds
     use = ToolUse.of(body)
-    grammar = await grammar_of(body, use)
+    grammar = await grammar_of(service.grammars, body, use)
     prompt = await encode_chat(service.text, body, use, max_tokens=bounds.max_sequence_tokens)
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     max_tokens = room(len(prompt), wanted, bounds, param="messages")

@@ -35,6 +35,15 @@ def prompt_kind(value: Any) -> str:
     return MARK + ("batch" if isinstance(first, list) else "tokens" if isinstance(first, int) else "texts")
 
 
+def _is_one(prompt: str | list[Any]) -> bool:
+    return isinstance(prompt, str) or isinstance(prompt[0], int)
+
+
+def num_texts(prompt: str | list[Any]) -> int:
+    """How many prompts a body's field holds."""
+    return 1 if _is_one(prompt) else len(prompt)
+
+
 Tokens = Annotated[list[TokenId], Field(min_length=1)]
 Prompt = Annotated[
     Annotated[str, Tag(TEXT)]
@@ -102,7 +111,8 @@ async def prepare(service: Service, body: CompletionBody, asked: Asked) -> Compl
     """The prompts and the sampling of a body; raises ApiError where it breaks a rule."""
     service.check_model(body.model)
     bounds = service.bounds
-    grammar = await grammar_of(body)
+    service.check_choices(body, num_texts(body.prompt))
+    grammar = await grammar_of(service.grammars, body)
     prompts = await encode_prompts(service, body.prompt, add_special_tokens=body.add_special_tokens is not False)
     samplings = []
     for prompt in prompts:
@@ -118,7 +128,7 @@ async def encode_prompts(
     service: Service, prompt: str | list[str] | list[int] | list[list[int]], *, add_special_tokens: bool, param: str = "prompt"
 ) -> list[list[int]]:
     """Every prompt of a body as tokens; those given as tokens are taken as they are."""
-    entries: Sequence[Any] = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else prompt
+    entries: Sequence[Any] = [prompt] if _is_one(prompt) else prompt
     if entries and not isinstance(entries[0], str):
         return [list(tokens) for tokens in entries]
     text = service.text

@@ -12,6 +12,7 @@ from colossus.serve.api.errors import ApiError
 from colossus.serve.api.text import Text, off_loop
 from colossus.serve.tools import with_tools_described
 
+_UNKNOWN_SIZE = 1 << 20  # characters that tools and other data may become
 _MARK = "\ue0c5\ue0c6"  # private-use characters, to find the last message again in what the template wrote
 
 
@@ -58,7 +59,7 @@ async def encode_chat(text: Text, body: ChatBody, use: ToolUse, *, max_tokens: i
     """
     messages = [_message(message) for message in body.messages]
     tools = [tool_data(tool) for tool in use.tools]
-    size = sum(len(message["content"]) for message in messages)
+    size = sum(map(_size, body.messages)) + (_UNKNOWN_SIZE if tools or body.documents or body.chat_template_kwargs else 0)
 
     def encode() -> list[int]:
         prompt = render(text, body, messages, tools)
@@ -90,6 +91,10 @@ def _up_to_mark(written: str) -> str:
     if _MARK not in written:
         raise ApiError("the model's chat template does not write the last message as it stands, so it cannot go on", param="continue_final_message")
     return written[: written.rindex(_MARK)]
+
+
+def _size(message: Message) -> int:
+    return len(message.text) + len(message.reasoning_content or "") + sum(len(call.function.arguments) for call in message.tool_calls or ())
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from colossus.serve.api.body import read_body
-from colossus.serve.api.completions import Prompt, encode_prompts
+from colossus.serve.api.completions import Prompt, encode_prompts, num_texts
 from colossus.serve.api.errors import ApiError, to_json
 from colossus.serve.api.fields import Body, refused
 from colossus.serve.api.generation import last_outputs
@@ -44,9 +44,9 @@ class EmbeddingsEndpoint:
         service = self._service
         service.check_model(body.model)
         bounds = service.bounds
+        if (num_inputs := num_texts(body.input)) > service.settings.max_inputs:
+            raise ApiError(f"{num_inputs} inputs are more than the {service.settings.max_inputs} that one request may have", param="input")
         prompts = await encode_prompts(service, body.input, add_special_tokens=True, param="input")
-        if len(prompts) > service.settings.max_inputs:
-            raise ApiError(f"{len(prompts)} inputs are more than the {service.settings.max_inputs} that one request may have", param="input")
         for prompt in prompts:
             check_tokens(prompt, bounds, "input")
             room(len(prompt), 1, bounds, param="input")

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from colossus.serve.api.body import check
 from colossus.serve.api.chat_body import ChatBody
-from colossus.serve.api.errors import MARK
+from colossus.serve.api.errors import MARK, ApiError
 from colossus.serve.api.fields import LIST, OBJECT, TEXT, Body, refused
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
@@ -36,7 +37,7 @@ class Item(Body):
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: InputContent | None = None
-    call_id: str | None = None
+    call_id: Annotated[str, Field(min_length=1)] | None = None
     name: str | None = None
     arguments: str | None = None
     output: InputContent | None = None
@@ -56,7 +57,7 @@ def _plain(content: str | list[InputPart] | None) -> str:
 
 class TextFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
+    name: Annotated[str, Field(max_length=64)] | None = None
     description: str | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
@@ -143,7 +144,7 @@ class ResponsesBody(Body):
             data["tool_choice"] = self.tool_choice if isinstance(self.tool_choice, str) else {"function": {"name": self.tool_choice.name}}
         if self.reasoning is not None:
             data["reasoning_effort"] = self.reasoning.effort
-        return ChatBody.model_validate(data)
+        return check(data, ChatBody)
 
     def _messages(self) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = []
@@ -152,6 +153,8 @@ class ResponsesBody(Body):
         items = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         for item in items:
             _append(messages, item)
+        if not messages:
+            raise ApiError("input: there is no message in it", param="input")
         return messages
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections.abc import Collection, Sequence
@@ -18,9 +17,8 @@ from colossus.serve.api.settings import ApiSettings, owner_of
 from colossus.serve.api.text import Text, TextModel
 from colossus.serve.backend import Backend
 from colossus.serve.detokenize import Stops
+from colossus.serve.grammar import Grammars
 from colossus.serve.request import Request, Sampling
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +44,9 @@ class Service:
     def __init__(self, backend: Backend, model: TextModel, settings: ApiSettings) -> None:
         self.backend, self.settings = backend, settings
         self.text = Text(model)
+        self.grammars = Grammars(model)
         self.model_name = settings.model_name or model.name
         self._end_ids = model.end_ids
-        if self.text.template.is_default:
-            _LOG.warning("%s has no chat template of its own: conversations are written as plain ChatML", self.model_name)
 
     @property
     def bounds(self) -> Bounds:
@@ -62,6 +59,13 @@ class Service:
         if name is not None and name != self.model_name:
             raise no_such_model(name, self.model_name)
 
+    def check_choices(self, body: Drawing, num_prompts: int) -> None:
+        """Refuses a body that asks for too many answers."""
+        num = body.n or 1
+        if num * num_prompts > self.settings.max_choices:
+            words = f"{num_prompts} prompts with n = {num} are more than the {self.settings.max_choices} answers that one request may have"
+            raise ApiError(words, param="n")
+
     def tasks(
         self, asked: Asked, body: Drawing, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], *, show: Collection[int] = (), silent: bool = False
     ) -> list[Task]:
@@ -70,9 +74,7 @@ class Service:
         :param show: special tokens that are written out all the same.
         """
         num = body.n or 1
-        if num * len(prompts) > self.settings.max_choices:
-            words = f"{len(prompts)} prompts with n = {num} are more than the {self.settings.max_choices} answers that one request may have"
-            raise ApiError(words, param="n")
+        self.check_choices(body, len(prompts))
         return [
             self._task(asked, body, prompt, of_choice(sampling, choice), place * num + choice, show=show, silent=silent)
             for place, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True))

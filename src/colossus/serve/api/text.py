@@ -25,6 +25,10 @@ class TextModel(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
     @property
+    def tokenizer_json(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
     def chat_template(self) -> str | None: ...
     @property
     def bos(self) -> str | None: ...
@@ -80,7 +84,7 @@ class Text:
             at += len(detokenizer.push((token,)))
         return offsets
 
-    def render(self, messages: list[dict[str, object]], **variables: object) -> str:
+    def render(self, messages: list[dict[str, object]], /, **variables: object) -> str:
         """A conversation by the model's template; what the template refuses is the caller's fault."""
         try:
             return self.template.render(messages, **variables)
@@ -89,5 +93,5 @@ class Text:
 
 
 async def off_loop(size: int, work: Callable[[], Result]) -> Result:
-    """Does ``work`` on ``size`` characters: at once where it is short, else in a thread so that others are not kept waiting."""
+    """Does ``work`` on ``size`` characters or tokens: at once where it is short, else in a thread so that others are not kept waiting."""
     return work() if size < _LONG_CHARACTERS else await asyncio.to_thread(work)

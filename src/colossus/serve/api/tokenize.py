@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from colossus.serve.api.body import read_body
+from colossus.serve.api.body import check, read_body
 from colossus.serve.api.chat_body import ChatBody, Message, Tool
 from colossus.serve.api.conversation import ToolUse, encode_chat
 from colossus.serve.api.errors import ApiError, to_json
@@ -40,7 +40,7 @@ class TokenizeBody(Body):
     def as_chat(self) -> ChatBody:
         """The conversation as a chat body would tell it."""
         shared = {"tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs"}
-        return ChatBody.model_validate({"messages": self.messages} | {name: getattr(self, name) for name in shared})
+        return check({"messages": self.messages} | {name: getattr(self, name) for name in shared}, ChatBody)
 
 
 class DetokenizeBody(Body):
@@ -60,9 +60,13 @@ class TokenizeEndpoint:
         service.check_model(body.model)
         tokens = await self._tokens(body)
         data: dict[str, Any] = {"count": len(tokens), "max_model_len": service.bounds.max_sequence_tokens, "tokens": tokens, "token_strs": None}
-        if body.return_token_strs:
-            data["token_strs"] = [service.text.vocabulary.token_text(token) for token in tokens]
-        return Response(to_json(data), media_type="application/json")
+
+        def written() -> bytes:
+            if body.return_token_strs:
+                data["token_strs"] = [service.text.vocabulary.token_text(token) for token in tokens]
+            return to_json(data)
+
+        return Response(await off_loop(len(tokens), written), media_type="application/json")
 
     async def _tokens(self, body: TokenizeBody) -> list[int]:
         text, prompt = self._service.text, body.prompt
@@ -83,4 +87,5 @@ class DetokenizeEndpoint:
         body = await read_body(request, DetokenizeBody, max_bytes=service.settings.max_body_bytes)
         service.check_model(body.model)
         check_tokens(body.tokens, service.bounds, "tokens")
-        return Response(to_json({"prompt": service.text.decode(body.tokens)}), media_type="application/json")
+        written = await off_loop(len(body.tokens), lambda: to_json({"prompt": service.text.decode(body.tokens)}))
+        return Response(written, media_type="application/json")

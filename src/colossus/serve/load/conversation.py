@@ -110,6 +110,8 @@ class Conversation:
                             yield piece
         except aiohttp.ClientError as error:
             raise ServerError(f"{url}: the answer broke off: {error}", hint="is the server still running?") from None
+        except json.JSONDecodeError:
+            raise ServerError(f"{url} streams what is no JSON", hint="give the address of an OpenAI-compatible server") from None
 
     def _take(self, event: dict[str, Any]) -> list[str]:
         if error := event.get("error"):

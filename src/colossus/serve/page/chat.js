@@ -56,7 +56,7 @@ export class Chat {
     answer.end();
     if (turns === this.turns) {
       if (answer.text) turns.push({ role: "assistant", content: answer.text });
-      else if (answer.failed) turns.pop();
+      else turns.pop(); // many templates refuse two turns of the user in a row
     }
     this.stopper = null;
     at("send").hidden = false;
