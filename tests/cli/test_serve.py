@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
+from types import SimpleNamespace
 
 import pytest
 
-from colossus.cli.serving import check_exposure, find_model, greeting, serve_folder
+from colossus.cli.serving import Found, check_exposure, find_model, greeting, serve_folder
 from colossus.spec.errors import RunError, SpecError
 from colossus.spec.run import MARKER
 from tests.cli.calling import call
@@ -18,6 +20,27 @@ def test_a_new_key_is_printed_once_and_kept_as_a_hash(capsys, monkeypatch, tmp_p
     assert code == 0 and out.startswith("sk-colossus-") and out.strip() not in file.read_text() and "cannot be shown again" in err
     code, out, err = call(capsys, monkeypatch, "serve", "--new-key", "ann", file)
     assert code == 1 and not out and "has a key already" in err
+    code, out, err = call(capsys, monkeypatch, "serve", "--new-key", "bob", tmp_path / "none" / "keys")
+    assert code == 1 and not out and "No such file" in err and "mkdir -p" in err
+
+
+def test_what_is_refused_leaves_no_folder(capsys, monkeypatch, tmp_path):
+    """Neither a folder nor a word about engines that are not started."""
+    monkeypatch.setattr("colossus.cli.serving.find_model", lambda name, runs, say: Found(path=tmp_path / "m"))
+    monkeypatch.setattr("colossus.serve.model.open_model", lambda path: SimpleNamespace(name="m", chat_template=None))
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        for arguments, words in (
+            (["--port", port], "hint: another --port"),
+            (["--host", "nosuch.invalid", "--no-auth"], "hint: for --host a name"),
+            (["--host", "192.0.2.1", "--no-auth"], "hint: for --host a name"),
+            (["--api-keys", tmp_path / "absent"], "--new-key NAME"),
+        ):
+            code, out, err = call(capsys, monkeypatch, "serve", "m", "--runs", tmp_path, *arguments)
+            assert code == 1 and not out and words in err and "engine 0" not in err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def main(path: str, index: int, generation: int, options: dict[str, Any]) -> int
     line.say("progress", text="compiling 3 programs")
     info = EngineInfo(
         model="scripted", max_sequence_tokens=4096, vocab_size=VOCAB, num_pages=100, page_tokens=PAGE_TOKENS, weights="float32", cache="float32",
-        device="cpu", start_s=0.1, num_programs=3,
+        cache_bytes=3 << 29, device="cpu", start_s=0.1, num_programs=3,
     )  # fmt: skip
     line.say("ready", info=asdict(info))
     try:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from colossus.serve.door import Door, Talk
 from colossus.serve.keys import new_key
 from colossus.serve.settings import DoorSettings, Quota, RouterSettings
 from colossus.spec.errors import EngineError
-from tests.serve.clusters import PATIENCE_S, answer, ask, until
+from tests.serve.clusters import PATIENCE_S, answer, ask, launcher, until
 from tests.serve.doors import serving
 
 LOCAL = "127.0.0.1"
@@ -118,6 +119,7 @@ def test_keys(tmp_path):
             assert (await served.http.get(f"{served.url}/metrics")).status == 401
             assert (await served.http.get(f"{served.url}/health")).status == 200
             assert (await served.http.get(f"{served.url}/")).status == 200
+            assert (await served.http.get(f"{served.url}/page/unknown.js")).status == 404
             mine = {"authorization": f"Bearer {ann}"}
             assert (await served.say(headers=mine)).status == 200
             assert await (await served.http.get(f"{served.url}/v1/whose", headers=mine)).text() == "ann"
@@ -326,6 +328,18 @@ def test_engines_that_cannot_start_end_the_door_in_words(tmp_path):
             with pytest.raises(EngineError, match=words):
                 async with serving(tmp_path, **options):
                     pass
+
+    run(main())
+
+
+def test_a_start_that_fails_is_told_once(tmp_path):
+    async def main():
+        said = []
+        talk = Talk(say=said.append, complain=said.append)
+        made = launcher(tmp_path, fails_for_good="too small\nhint: a larger one")
+        with pytest.raises(EngineError, match="too small") as caught:
+            await Door("tiny", made, settings=DoorSettings(), routing=RouterSettings(), talk=talk).run([], [])
+        assert caught.value.hint == "a larger one" and "too small" not in " ".join(said)
 
     run(main())
 

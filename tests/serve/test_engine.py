@@ -16,7 +16,7 @@ from colossus.serve import engine as engine_module
 from colossus.serve.engine import Engine
 from colossus.serve.options import EngineOptions
 from colossus.serve.request import Finish, Output, Request, Sampling
-from colossus.spec.errors import ColossusError
+from colossus.spec.errors import ColossusError, InfeasibleError
 from colossus.spec.model import ModelCard
 from tests.serve.fake_device import VOCAB_SIZE, FakePrograms, answer_to, next_token
 
@@ -312,6 +312,13 @@ def test_the_cache_takes_a_small_part_of_the_host_unasked_and_the_same_at_the_ne
     assert free_bytes / 16 < num_pages * page_bytes(card, "float32") <= free_bytes / 8 or num_pages == 1
     assert num_pages.bit_count() == 1
     assert max_tokens == min(4096, (num_pages - 1) * 16)
+
+
+def test_a_cache_that_is_too_small_says_what_suffices() -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        engine_module._sizes(CARD, EngineOptions(model=Path("fake"), kv_bytes=1))
+    enough = float(caught.value.hint.removeprefix("--kv-gib ").split()[0])
+    assert engine_module._sizes(CARD, EngineOptions(model=Path("fake"), kv_bytes=int(enough * 2**30)))[1] == CARD.max_sequence_tokens
 
 
 @pytest.mark.parametrize(("options", "words"), [({"max_step_tokens": 2}, "at least max_running"), ({"policy": "fscf"}, "fcfs"), ({"num_pages": 0}, "cache")])

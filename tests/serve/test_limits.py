@@ -96,3 +96,6 @@ def test_a_broken_key_file_tells_every_problem_and_shows_no_key(tmp_path):
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(SpecError, match="no text"):
         read_keys(file)
+    file.write_text("# nobody yet\n")
+    with pytest.raises(SpecError, match=r"has no key.*--new-key NAME"):
+        Keys(file)

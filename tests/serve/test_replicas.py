@@ -80,7 +80,9 @@ def test_one_that_speaks_nonsense_is_ended_and_replaced(tmp_path):
         async with cluster(tmp_path) as made:
             replica = made.fleet.replicas[0]
             replica.line.data_received(b"\xff" * 64)
+            first = replica.info
             await until(lambda: replica.generation == 2 and replica.state is State.READY)
+            assert made.router.info is replica.info is not first
             assert tokens(await collect(made.router, request := ask())) == answer(request)
 
     asyncio.run(main())

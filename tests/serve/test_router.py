@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -99,10 +100,25 @@ def test_requests_that_have_not_begun_survive_a_kill(tmp_path):
                 assert tokens(outputs) == answer(request)
             for request, outputs in zip(requests[:2], results[:2], strict=True):
                 assert outputs[-1].finish is Finish.ERROR
-                assert "lost after the answer had begun" in outputs[-1].error and "signal 9" in outputs[-1].error
+                assert "lost after the answer had begun" in outputs[-1].error and "signal 9, perhaps because memory ran out" in outputs[-1].error
                 assert tokens(outputs) == answer(request)[: len(tokens(outputs))]
             assert made.fleet.replicas[0].generation == 2
             assert is_clean(made)
+
+    asyncio.run(main())
+
+
+def test_answers_to_one_prompt_are_one_call_that_reads_it_once(tmp_path):
+    async def main():
+        async with cluster(tmp_path, token_s=0.005) as made:
+            call = Call(id="c", method="POST", route="/v1/x")
+            current_call.set(call)
+            requests = [replace(ask(max_tokens=20, seed=number), shares_prompt=number > 0) for number in range(3)]
+            tasks = [asyncio.create_task(collect(made.router, request)) for request in requests]
+            await until(lambda: made.router.num_requests == 3)
+            assert made.router.num_calls == 1
+            await asyncio.gather(*tasks)
+            assert call.num_prompt_tokens == len(requests[0].prompt) and call.num_output_tokens == 60
 
     asyncio.run(main())
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,9 @@ import click
 from colossus.cli.common import json_option, paper, print_json, runs_option, talk
 
 if TYPE_CHECKING:
+    import socket
+
+    from colossus.engine.replicas import Share
     from colossus.serve.options import EngineOptions
     from colossus.serve.settings import DoorSettings, RouterSettings
 
@@ -75,7 +80,7 @@ def command(model: str, **options: Any) -> None:
 
     Says its address, and how to use it, when it is ready. SIGTERM or Ctrl-C lets running requests end; a second one ends at once.
     """
-    from colossus.cli.serving import check_exposure, find_model, serve_folder
+    from colossus.cli.serving import check_exposure, find_model
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     check_exposure(options["host"], options["api_keys"], no_auth=options["no_auth"])
@@ -83,29 +88,54 @@ def command(model: str, **options: Any) -> None:
     from colossus.serve.model import open_model
 
     served = open_model(found.path)
-    name = options["name"] or found.name or served.name
-    folder = serve_folder(options["runs"], name)
-    code = _serve(served, name, found.path, folder, options)
+    code = _serve(served, options["name"] or found.name or served.name, found.path, options)
     if code:
         raise click.exceptions.Exit(code)
 
 
-def _serve(served: Any, name: str, path: Path, folder: Path, options: dict[str, Any]) -> int:
+def _serve(served: Any, name: str, path: Path, options: dict[str, Any]) -> int:
+    """What can be refused is refused before the first word and the first file."""
+    from colossus.cli.serving import serve_folder
+    from colossus.engine.replicas import shares
+    from colossus.serve.http import listen
+    from colossus.serve.keys import Keys
+
+    parts = shares(options["replicas"], devices_each=options["tp"])
+    settings = _door(options)
+    if settings.api_keys is not None:
+        Keys(settings.api_keys)
+    with contextlib.closing(listen(settings)) as listener:
+        folder = serve_folder(options["runs"], name)
+        settings = replace(settings, request_log=options["log"] or folder / "requests.jsonl")
+        return _open(_Place(name=name, model=path, folder=folder, parts=parts), served, settings, listener, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where and as what a model is served."""
+
+    name: str
+    model: Path
+    folder: Path
+    parts: list[Share]
+
+
+def _open(place: _Place, served: Any, settings: DoorSettings, listener: socket.socket, options: dict[str, Any]) -> int:
     import asyncio
 
     import uvloop
 
     from colossus.cli.serving import facts, greeting
-    from colossus.engine.replicas import LocalReplicas, shares
+    from colossus.engine.replicas import LocalReplicas
     from colossus.serve.api.routes import routes
     from colossus.serve.api.settings import ApiSettings
     from colossus.serve.door import Door, Talk
     from colossus.serve.page import routes as page_routes
     from colossus.serve.settings import options_to_json
 
+    name, folder, parts = place.name, place.folder, place.parts
     if served.chat_template is None:
         talk().print(f"{name} has no chat template: conversations are told to it as plain ChatML, which it may not have been trained on")
-    parts = shares(options["replicas"], devices_each=options["tp"])
     for index, part in enumerate(parts):
         talk().print(f"engine {index}: {part.words}; log {folder / 'logs' / f'replica-{index}.log'}")
 
@@ -117,14 +147,14 @@ def _serve(served: Any, name: str, path: Path, folder: Path, options: dict[str, 
 
     door = Door(
         name,
-        LocalReplicas(folder, options_to_json(_engine(path, options, parts[0].kind)), parts),
-        settings=_door(folder, options),
+        LocalReplicas(folder, options_to_json(_engine(place.model, options, parts[0].kind)), parts),
+        settings=settings,
         routing=_routing(options),
         talk=Talk(ready=ready, say=talk().print, complain=talk().print),
     )
     api = routes(door.router, served, ApiSettings(model_name=name, max_body_bytes=int(options["max_body_mib"] * _MIB)))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(door.run(list(api), list(page_routes())))
+        return runner.run(door.run(list(api), list(page_routes()), listener))
 
 
 def _engine(path: Path, options: dict[str, Any], kind: str) -> EngineOptions:
@@ -148,7 +178,7 @@ def _engine(path: Path, options: dict[str, Any], kind: str) -> EngineOptions:
     )
 
 
-def _door(folder: Path, options: dict[str, Any]) -> DoorSettings:
+def _door(options: dict[str, Any]) -> DoorSettings:
     from colossus.serve.settings import DoorSettings, Quota
 
     quota = Quota(requests_per_minute=options["requests_per_minute"], tokens_per_minute=options["tokens_per_minute"], num_concurrent=options["max_concurrent"])
@@ -162,7 +192,6 @@ def _door(folder: Path, options: dict[str, Any]) -> DoorSettings:
         drain_s=options["drain_s"],
         cors_origins=options["cors_origins"],
         otlp_endpoint=options["otlp_endpoint"],
-        request_log=options["log"] or folder / "requests.jsonl",
     )
 
 

@@ -20,6 +20,7 @@ class EngineInfo:
     page_tokens: int
     weights: str
     cache: str
+    cache_bytes: int
     device: str
     start_s: float  # from process start to ready
     num_programs: int  # compiled or read from the compilation cache during warm-up

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -73,11 +74,14 @@ class Door:
         self._signalled = asyncio.Event()
         self._forced = asyncio.Event()
 
-    async def run(self, api: list[BaseRoute], page: list[BaseRoute]) -> int:
-        """Serves until a signal; returns the exit code. Raises EngineError when no engine can be started."""
+    async def run(self, api: list[BaseRoute], page: list[BaseRoute], listener: socket.socket | None = None) -> int:
+        """Serves until a signal; returns the exit code. Raises EngineError when no engine can be started.
+
+        :param listener: from ``http.listen``; else one is made.
+        """
         keys = Keys(self._settings.api_keys) if self._settings.api_keys is not None else None
         tracing = Tracing(self._settings.otlp_endpoint, self._name) if self._settings.otlp_endpoint is not None else None
-        listener = listen(self._settings)
+        listener = listener or listen(self._settings)
         if (words := raise_open_files(self._settings)) is not None:
             self._talk.say(words)
         log = RequestLog(self._settings.request_log) if self._settings.request_log is not None else None
@@ -121,7 +125,8 @@ class Door:
             told = False
             while not self._signalled.is_set():
                 if self.fleet.failure is not None:
-                    raise EngineError(f"no engine could be started: {self.fleet.failure}")
+                    words, _, hint = self.fleet.failure.partition("\nhint: ")
+                    raise EngineError(f"no engine could be started: {words}", hint=hint or None)
                 if self.fleet.ready and not told:
                     told = True
                     gc.collect()
@@ -141,11 +146,15 @@ class Door:
         self.router.close(_DRAINING)
         idle = asyncio.create_task(self.router.wait_idle())
         forced = asyncio.create_task(self._forced.wait())
-        self._talk.say(f"draining: {self.router.num_requests} requests go on for at most {self._settings.drain_s:g} s; a second signal ends at once")
+        self._talk.say(f"draining: {self._under_way()} for at most {self._settings.drain_s:g} s; a second signal ends at once")
         await asyncio.wait({idle, forced}, timeout=self._settings.drain_s, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
         forced.cancel()
         return 130 if self._forced.is_set() else 0
+
+    def _under_way(self) -> str:
+        num_calls = self.router.num_calls
+        return "1 request goes on" if num_calls == 1 else f"{num_calls} requests go on"
 
     async def _tick(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -100,6 +101,7 @@ class Engine:
             page_tokens=PAGE_TOKENS,
             weights=str(self._options.weights),
             cache=str(self._options.cache),
+            cache_bytes=self._pool.num_pages * page_bytes(self._model.card, str(self._options.cache)),
             device=jax.devices()[0].device_kind,
             start_s=self._ready_s,
             num_programs=self._programs.num_compiled,
@@ -340,9 +342,17 @@ def _sizes(card: ModelCard, options: EngineOptions) -> tuple[int, int]:
     if options.kv_bytes is None:
         num_pages = min(options.max_running * int(pages_for(wanted)) + 1, _rounded(num_pages))
     if num_pages < 2:
-        hint = "a larger cache, a smaller model, or cache int8"
-        raise InfeasibleError(f"the cache needs at least {2 * each_bytes} bytes, it may have {given_bytes}", hint=hint)
+        least, whole = (_gib((1 + count) * each_bytes) for count in (1, int(pages_for(wanted))))
+        words = f"the cache needs at least {least} GiB, and {whole} GiB for one sequence of {wanted:,} tokens; it may have {given_bytes:,} bytes"
+        raise InfeasibleError(words, hint=f"--kv-gib {whole} or more, a smaller --max-sequence-tokens, or --cache int8")
     return num_pages, min(wanted, (num_pages - 1) * PAGE_TOKENS)
+
+
+def _gib(num_bytes: int) -> str:
+    """Rounded up to three digits, so that what is said suffices."""
+    size = num_bytes / 2**30
+    unit = 10.0 ** (math.floor(math.log10(size)) - 2)
+    return f"{math.ceil(size / unit) * unit:.3g}"
 
 
 def _rounded(num_pages: int) -> int:

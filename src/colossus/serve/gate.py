@@ -25,6 +25,7 @@ from colossus.serve.tracing import Tracing
 OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
 _WATCHED = frozenset({"/metrics", "/stats"})  # asked every few seconds: their lines would bury the others
 _METERED = "/v1/"
+_PAGE = "/page/"  # under it, what the page does not have is a 404, not a question for a key
 _MOST_ROUTE_CHARACTERS = 256  # of a path, in logs and traces
 _ID = re.compile(rb"[A-Za-z0-9_.:/-]{1,128}")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -128,7 +129,8 @@ class Gate:
 
     def _owner(self, headers: Mapping[str, str], scope: Scope) -> str:
         keys = self._keeping.keys
-        if keys is None or scope["path"] in self._keeping.page_paths or scope["method"] == "OPTIONS":
+        path = scope["path"]
+        if keys is None or path in self._keeping.page_paths or path.startswith(_PAGE) or scope["method"] == "OPTIONS":
             return ""
         kind, _, key = headers.get("authorization", "").partition(" ")
         owner = keys.owner(key.strip()) if kind.lower() == "bearer" else None

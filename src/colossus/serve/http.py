@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import resource
 import socket
@@ -22,6 +23,7 @@ _WRITE_BUFFER_BYTES = 1 << 16
 _MAX_HEAD_BYTES = 1 << 16
 _MOST_FRAMING = 8  # bytes around one byte of a body: a chunk of it is framed by 5, and more are no body but trailers without end
 _OTHER_FILES = 128
+_NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # of an address that is not this machine's
 
 
 class Protocol(HttpToolsProtocol):
@@ -156,9 +158,11 @@ def listen(settings: DoorSettings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port or 0))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         listener.close()
         words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise EngineError(f"cannot listen on {settings.host}:{settings.port or 0}: {words}", hint="another --port, or none for a free one") from error
+        of_host = isinstance(error, (socket.gaierror, UnicodeError)) or (isinstance(error, OSError) and error.errno in _NOT_OURS)
+        hint = "for --host a name or address of this machine: 127.0.0.1, or 0.0.0.0 for all" if of_host else "another --port, or none for a free one"
+        raise EngineError(f"cannot listen on {settings.host}:{settings.port or 0}: {words}", hint=hint) from error
     listener.setblocking(False)
     return listener

@@ -26,16 +26,24 @@ def new_key(name: str, file: Path) -> str:
     """Makes a key, appends its line to ``file`` (made for its owner alone), and returns it; it cannot be had again."""
     if not _NAME.fullmatch(name):
         raise SpecError("--new-key", [Problem(path="NAME", value=repr(name), rule="has 1 to 64 letters, digits, or . _ @ -")])
-    if file.exists() and name in dict(read_keys(file)):
-        raise SpecError(str(file), [Problem(path="NAME", value=repr(name), rule="has a key already", hint="delete its line to revoke it")])
     key = _PREFIX + secrets.token_urlsafe(32)
+    try:
+        if file.exists() and name in dict(read_keys(file)):
+            raise SpecError(str(file), [Problem(path="NAME", value=repr(name), rule="has a key already", hint="delete its line to revoke it")])
+        _append(file, f"{name} {hashed(key)}\n")
+    except OSError as error:
+        hint = f"make its folder: mkdir -p {file.parent}" if isinstance(error, FileNotFoundError) else None
+        raise SpecError("--new-key", [Problem(path="FILE", value=str(file), rule=str(error.strerror or error), hint=hint)]) from error
+    return key
+
+
+def _append(file: Path, line: str) -> None:
     if not file.exists():
         file.touch(mode=0o600)
     text = file.read_text()
     begin = "\n" if text and not text.endswith("\n") else ""
     with file.open("a") as out:
-        out.write(f"{begin}{name} {hashed(key)}\n")
-    return key
+        out.write(begin + line)
 
 
 def read_keys(file: Path) -> list[tuple[str, str]]:
@@ -64,11 +72,14 @@ def read_keys(file: Path) -> list[tuple[str, str]]:
 
 
 class Keys:
-    """The keys of a file, read anew when it changes; a broken new version is not taken."""
+    """The keys of a file, read anew when it changes; a broken new version is not taken. At first there must be a key; all may be revoked."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._keys = read_keys(file)
+        if not self._keys:
+            rule = "has no key, so nobody could use this server"
+            raise SpecError("--api-keys", [Problem(path="--api-keys", value=str(file), rule=rule, hint=f"make one: colossus serve --new-key NAME {file}")])
         self._stamp = self._stamped()
         self._looked_s = time.monotonic()
 

@@ -58,7 +58,8 @@ class Owner:
         """A request begins; ``leave`` must follow. Raises LimitError."""
         most = self._quota.num_concurrent
         if most is not None and self.num_running >= most:
-            raise LimitError(f"this key has {self.num_running} requests under way, the most it may have at once", retry_after_s=_SOON_S)
+            words = "1 request" if self.num_running == 1 else f"{self.num_running} requests"
+            raise LimitError(f"this key has {words} under way, the most it may have at once", retry_after_s=_SOON_S)
         if self._requests is not None and (wait_s := self._requests.wait_s()) > 0:
             raise LimitError(f"this key has used its {self._quota.requests_per_minute:g} requests per minute", retry_after_s=wait_s)
         if self._tokens is not None and (wait_s := self._tokens.wait_s()) > 0:

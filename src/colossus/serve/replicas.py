@@ -259,6 +259,8 @@ class Fleet:
         replica.info, replica.state = info, State.READY
         replica.has_served, replica.num_failed_starts = True, 0
         replica.text = ""
+        num_tokens = (info.num_pages - 1) * info.page_tokens  # one page is nobody's
+        self._say(f"engine {replica.index} is ready: its KV cache holds {num_tokens:,} tokens in {info.cache_bytes / 2**30:.3g} GiB")
         assert self._listener is not None
         self._listener.on_ready(replica)
         self.changed.set()
@@ -309,7 +311,8 @@ class Fleet:
         replica.text = loss.words
         if decision.delay_s is None:
             replica.state = State.FAILED
-            self._say(f"engine {replica.index} is given up: {loss.words}")
+            if self.failure is None:  # else it is what the door ends with
+                self._say(f"engine {replica.index} is given up: {loss.words}")
         else:
             replica.state, replica.restart_s = State.WAITING, time.monotonic() + decision.delay_s
             self._say(f"engine {replica.index} was lost and starts again: {loss.words.splitlines()[0]}")
@@ -369,6 +372,8 @@ def totals(replica: Replica) -> dict[str, float]:
 def _exited(process: Process, code: int) -> Loss:
     """SIGKILL, SIGTERM and SIGINT come from outside (or from a system short of memory); other ends are the program's own."""
     words = f"its process was ended by signal {-code}" if code < 0 else f"its process ended with code {code}"
+    if code == -9:
+        words += ", perhaps because memory ran out (a smaller --kv-gib needs less)"
     tail = ""
     with contextlib.suppress(OSError):
         tail = process.last_words()

@@ -65,6 +65,7 @@ class Request:
     :param priority: smaller goes first, where the policy looks at it.
     :param cache_salt: requests share cached prefixes only with the same salt.
     :param arrival_s: when it came, on the clock of ``time.time``.
+    :param shares_prompt: another answer to the prompt of a request beside it, which is counted there.
     :param embed: wants the mean of the last hidden states over the prompt, normalised to length 1, in place of an answer.
     """
 
@@ -75,6 +76,7 @@ class Request:
     priority: int = 0
     cache_salt: str = ""
     arrival_s: float = 0.0
+    shares_prompt: bool = False
     embed: bool = False
 
     def to_wire(self) -> dict[str, Any]:

@@ -68,6 +68,11 @@ class Router:
         return len(self._flights)
 
     @property
+    def num_calls(self) -> int:
+        """HTTP requests under way, however many answers each of them wants."""
+        return len({id(flight.call or flight) for flight in self._flights.values()})
+
+    @property
     def num_outstanding_tokens(self) -> int:
         return sum(book.num_tokens for book in self._books)
 
@@ -131,7 +136,8 @@ class Router:
         call, now = current_call.get(), time.monotonic()
         if call is not None:
             request = replace(request, owner=call.owner or request.owner)
-            call.count_prompt(len(request.prompt))
+            if not request.shares_prompt:
+                call.count_prompt(len(request.prompt))
         if request.id in self._flights:
             raise ValueError(f"request id {request.id!r} is in use")
         flight = Flight(request, call, call.started_s if call is not None else now)
@@ -224,9 +230,8 @@ class Router:
     # What the fleet says
 
     def on_ready(self, replica: Replica) -> None:
-        """Gives it what was parked."""
-        if self._info is None:
-            self._info = replica.info
+        """Gives it what was parked. Of what engines say of themselves, the newest word holds."""
+        self._info = replica.info
         self._unpark()
 
     def _unpark(self) -> None:
@@ -255,7 +260,8 @@ class Router:
         self._measures.observe_output(flight, fresh, now)
         if flight.call is not None:
             flight.call.count_output(len(fresh.tokens), now)
-            flight.call.num_cached_tokens += fresh.num_cached_tokens or 0
+            if not flight.request.shares_prompt:
+                flight.call.num_cached_tokens += fresh.num_cached_tokens or 0
         if fresh.finish is not None:
             self._finish(flight, fresh, output)
 

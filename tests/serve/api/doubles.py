@@ -89,6 +89,7 @@ class Scripted:
             page_tokens=16,
             weights="float32",
             cache="float32",
+            cache_bytes=1 << 20,
             device="none",
             start_s=0.0,
             num_programs=0,

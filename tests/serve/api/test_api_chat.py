@@ -55,6 +55,7 @@ def test_n_answers_whole_and_streamed(world: World) -> None:
     world.backend.say = lambda request: f"answer {request.id[-1]}"
     whole = world.client.chat.completions.create(model="tiny", messages=ASK, n=3)
     assert [choice.message.content for choice in whole.choices] == ["answer 0", "answer 1", "answer 2"]
+    assert [request.shares_prompt for request in world.backend.requests] == [False, True, True]
     assert whole.usage.prompt_tokens_details.cached_tokens == 3 and whole.usage.completion_tokens > 3 * 2
     texts = ["", "", ""]
     for chunk in world.client.chat.completions.create(model="tiny", messages=ASK, n=3, stream=True):

@@ -115,6 +115,23 @@ def test_what_is_no_json(world: World, raw: bytes) -> None:
     assert told(send(world.url + CHAT, raw), 400)["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b'{"messages": [], "temperature": NaN}', "NaN or Infinity"),
+        (b'{"messages": [], "temperature": -Infinity}', "NaN or Infinity"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "half a surrogate pair"),
+        (b'{"messages": [{"role": "user", "content": "\\udc00 x"}]}', "half a surrogate pair"),
+        (b'{"messages": [{"role": "user", "content": "\\u12"}]}', "no JSON"),
+        (b'{"temperature": NaN', "no JSON"),
+        (b'{"messages": []}', "must have at least 1 entry"),
+        (b'{"messages": [{"role": "bob", "content": "x"}], "n": 0}', "(and 1 more problem)"),
+    ],
+)
+def test_the_fault_is_named(world: World, raw: bytes, words: str) -> None:
+    assert words in told(send(world.url + CHAT, raw), 400)["message"]
+
+
 def test_numbers_that_schemas_cannot_hold(world: World) -> None:
     raw = b'{"messages": [{"role": "user", "content": "x"}], "guided_json": {"type": "number", "maximum": 1e999}}'
     assert told(send(world.url + CHAT, raw), 400)["param"] == "guided_json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from colossus.serve.api.errors import ApiError, from_validation
 
 Model = TypeVar("Model", bound=BaseModel)
+_HALF = re.compile(rb"\\u[dD][89aAbB][0-9a-fA-F]{2}(?!\\u)")
 
 
 async def read_body(request: Request, model: type[Model], *, max_bytes: int) -> Model:
@@ -36,7 +38,18 @@ def parse(raw: bytes) -> Any:
     try:
         return from_json(raw, allow_inf_nan=False)
     except ValueError as error:
-        raise ApiError(f"the body is no JSON: {error}", code="invalid_json") from None
+        raise ApiError(_fault(raw, str(error)), code="invalid_json") from None
+
+
+def _fault(raw: bytes, words: str) -> str:
+    """Names the two faults that JSON libraries write themselves; of all others, the parser's words."""
+    if "surrogate" in words or ("hex escape" in words and _HALF.search(raw)):
+        return f"the body has half a surrogate pair, which is no character: {words}"
+    try:
+        from_json(raw, allow_inf_nan=True)
+    except ValueError:
+        return f"the body is no JSON: {words}"
+    return f"the body has a number that JSON does not know, NaN or Infinity: {words}"
 
 
 def check(data: Any, model: type[Model]) -> Model:

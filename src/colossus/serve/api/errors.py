@@ -72,7 +72,8 @@ def from_validation(error: ValidationError) -> ApiError:
     path = _path(first["loc"])
     message = _words(first)
     given = "" if first["type"] in {"missing", "value_error"} else f", not {_shown(first['input'])}"
-    others = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+    num_others = len(problems) - 1
+    others = f" (and {num_others} more problem{'s' if num_others > 1 else ''})" if num_others else ""
     return ApiError(f"{path or 'body'}: {message}{given}{others}", param=path or None, code=_CODES.get(first["type"], "invalid_value"))
 
 
@@ -82,13 +83,17 @@ def _words(problem: Mapping[str, Any]) -> str:
         case "model_type":
             return "must be an object"
         case "too_short":
-            return f"must have at least {problem['ctx']['min_length']} entries"
+            return f"must have at least {_entries(problem['ctx']['min_length'])}"
         case "too_long":
-            return f"must have at most {problem['ctx']['max_length']} entries"
+            return f"must have at most {_entries(problem['ctx']['max_length'])}"
         case "value_error":
             return str(problem["ctx"]["error"])
     message = problem["msg"].replace("Input should", "must", 1).replace("String should", "must", 1)
     return message[:1].lower() + message[1:]
+
+
+def _entries(number: int) -> str:
+    return "1 entry" if number == 1 else f"{number} entries"
 
 
 _CODES = {"missing": "missing_required_parameter"}

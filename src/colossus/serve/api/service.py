@@ -90,6 +90,7 @@ class Service:
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
             arrival_s=asked.arrival_s,
+            shares_prompt=index % (body.n or 1) > 0,
         )
         special = self.text.vocabulary.special
         skip = frozenset() if body.skip_special_tokens is False else special - frozenset(show)
