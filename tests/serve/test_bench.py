@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
 
 from colossus.cli.main import cli
-from colossus.report.load_plots import charts
+from colossus.report.load_plots import charts, svgs
+from colossus.serve.load.errors import ServerError
 from colossus.spec.load import LoadTest
 from tests.serve.scripted import Script, serving
 
@@ -59,6 +61,25 @@ def test_failed_requests_are_shown_by_kind():
     with serving(Script(fail={1: 429})) as refusing:
         done = bench(refusing.url, "--concurrency", "1", "--requests", "3", "--warmup", "0", "--output-tokens", "2")
     assert done.exit_code == 0 and "1 x 429" in done.stdout
+
+
+def test_a_test_without_an_answer_is_shown_and_fails():
+    with serving(Script(fail=dict.fromkeys(range(9), 429))) as refusing:
+        done = bench(refusing.url, "--concurrency", "1", "--requests", "2", "--warmup", "1", "--output-tokens", "2")
+    assert done.exit_code == 1 and "2 requests failed" in done.stdout and "1 warm-up request before each load is left out" in done.stdout
+    assert isinstance(done.exception, ServerError) and "every request failed (1 client: 2 x 429)" in str(done.exception)
+
+
+def test_clients_lie_along_powers_of_two(script):
+    done = bench(script.url, "--concurrency", "1,8,64", "--requests", "2", "--warmup", "0", "--output-tokens", "2", "--json")
+    drawn = dict(svgs(LoadTest.from_data(json.loads(done.stdout), origin="stdout")))["throughput"]
+    at = [float(re.search(rf'x="([\d.]+)"[^>]*>{clients}</text>', drawn).group(1)) for clients in (1, 8, 64)]
+    assert at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.2) and "log_x" in drawn
+
+
+def test_a_model_is_no_address():
+    done = bench("smollm2")
+    assert done.exit_code == 2 and "is no address" in done.output and "colossus serve smollm2" in done.output
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,16 @@ def test_required_calls_are_calls(model: ServedModel, grammars: Grammars, seed: 
             assert call == {"name": "now", "arguments": {}}
 
 
+@pytest.mark.parametrize(("parallel", "most"), [(False, 1), (True, 8)])
+def test_required_calls_come_to_an_end(model: ServedModel, grammars: Grammars, parallel: bool, most: int) -> None:
+    matcher = grammars.compile(tool_grammar(TOOLS, required=True, parallel=parallel))
+    call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    for token in model.tokenizer.encode("\n".join([call] * most)).ids:
+        assert matcher.accept(token)
+    assert matcher.may_end and matcher.is_done
+    assert matcher.num_accepted(model.tokenizer.encode("\n" + call).ids) == 0
+
+
 @pytest.mark.parametrize(
     ("text", "fits", "may_end"),
     [

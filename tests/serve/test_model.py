@@ -13,6 +13,7 @@ import pytest
 from colossus.nn.generate import generate
 from colossus.nn.hf_export import export_folder
 from colossus.nn.hf_weights import leaves
+from colossus.serve.defaults import DefaultSampling, of_gguf
 from colossus.serve.model import ServedModel, open_model, smollm2_file
 from colossus.spec.errors import ColossusError, DataError
 from tests.nn.gguf_files import card_of, params_of, trained_bpe, write_gguf
@@ -56,6 +57,27 @@ def test_a_template_is_found_wherever_it_stands(files: dict[str, str], template:
         (tmp_path / name).unlink(missing_ok=True)
         (tmp_path / name).write_text(text)
     assert open_model(tmp_path).chat_template == template
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, DefaultSampling()),
+        ({"temperature": 0.2, "top_p": 0.9, "top_k": 0}, DefaultSampling(temperature=0.2, top_p=0.9)),
+        ({"do_sample": True, "temperature": 0.6, "top_k": 20}, DefaultSampling(temperature=0.6, top_k=20)),
+        ({"do_sample": False, "temperature": 0.6}, DefaultSampling()),
+    ],
+)
+def test_a_folder_says_how_its_makers_draw(config: dict[str, Any], expected: DefaultSampling, folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    assert open_model(_spoil(tmp_path, "generation_config.json", json.dumps(config))).default_sampling == expected
+
+
+def test_metadata_of_a_file_say_it_too() -> None:
+    assert of_gguf({"general.sampling.temp": 0.5, "general.sampling.top_k": 40}, "a.gguf") == DefaultSampling(temperature=0.5, top_k=40)
+    with pytest.raises(ColossusError, match="above 0, 1 at most"):
+        of_gguf({"general.sampling.top_p": 1.5}, "a.gguf")
 
 
 def test_a_file_and_a_folder_of_one_model_are_alike(folder: Path, tmp_path: Path) -> None:

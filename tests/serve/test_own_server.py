@@ -65,6 +65,14 @@ def test_its_last_words_are_told_when_it_does_not_start(monkeypatch):
     assert error.value.hint == "give another"
 
 
+def test_wrong_usage_is_told_without_the_usage_around_it(monkeypatch):
+    words = "Usage: colossus serve [OPTIONS] MODEL\\nTry ...\\n\\nError: Invalid value for --weights"
+    monkeypatch.setattr(module, "_START", f'import sys; print("{words}", file=sys.stderr); sys.exit(2)')
+    with pytest.raises(EngineError) as error, module.own_server("m"):
+        pass
+    assert str(error.value) == "m could not be served: Invalid value for --weights"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path):
     told = tmp_path / "pid"

@@ -89,6 +89,14 @@ def test_arguments_that_a_grammar_holds_go_out_as_they_come() -> None:
     assert [delta.arguments for delta in parser.push("ng tex").calls] == ["ng tex"]
 
 
+@pytest.mark.parametrize("rest", ['\n<tool_call>{"na', "\n<tool"])
+def test_a_call_that_was_cut_off_under_a_grammar_is_dropped(rest: str) -> None:
+    whole = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assert parse(whole + rest, [], trusted=True) == ("", [("f", "{}")])
+    assert ToolParser(ToolForm.HERMES, trusted=True, required=True).read(rest.strip(), last=True) == Parsed()
+    assert ToolParser(ToolForm.HERMES).read(rest.strip(), last=True) == Parsed(rest.strip())
+
+
 def test_a_conversation_with_tools_in_plain_words() -> None:
     calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
     messages = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from colossus.cli.common import json_option, paper, print_json, talk
+from colossus.cli.common import ADDRESS, json_option, paper, print_json, talk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,6 +107,7 @@ def command(url: str, page: Path | None, plots: Path | None, samples: Path | Non
 
     URL: of any OpenAI-compatible server: ours, vLLM, llama.cpp. Without --concurrency, --rate or --trace: 1, 8 and 32 clients.
     """
+    _check_url(url)
     order = _order(url, options)
     kept: list[str] = []
     test = _run(order, None if samples is None else lambda label, found: kept.extend(_lines(label, found)))
@@ -119,6 +120,24 @@ def command(url: str, page: Path | None, plots: Path | None, samples: Path | Non
         print_json(test.to_data())
     else:
         _show(test)
+    _check_answers(test)
+
+
+def _check_url(url: str) -> None:
+    if not ADDRESS.fullmatch(url):
+        words = f"{url!r} is no address of a server, as bench wants it, e.g. http://127.0.0.1:8000"
+        raise click.UsageError(f"{words}; to test a model, start a server first: colossus serve {url}, then: colossus bench 127.0.0.1:8000")
+
+
+def _check_answers(test: LoadTest) -> None:
+    """A test without any answer is a failure, shown as it may be."""
+    if any(point.num_completed for point in test.points):
+        return
+    from colossus.report.load_words import failed
+    from colossus.serve.load.errors import ServerError
+
+    kinds = "; ".join(f"{point.label}: {failed(point)}" for point in test.points)
+    raise ServerError(f"every request failed ({kinds})", hint="the server's own log says more; --samples FILE keeps each error's words")
 
 
 def _order(url: str, options: dict[str, Any]) -> Order:
@@ -143,7 +162,13 @@ def _order(url: str, options: dict[str, Any]) -> Order:
         temperature=options["temperature"],
         ignore_eos=not options["stop_early"],
         timeout_s=options["timeout_s"],
+        lengths=None if options["trace"] else _mean_lengths(options),
     )
+
+
+def _mean_lengths(options: dict[str, Any]) -> tuple[int, int]:
+    prompt, output = (max(1, round(options[name] * options["length_scale"])) for name in ("prompt_tokens", "output_tokens"))
+    return prompt, output
 
 
 def _loads(options: dict[str, Any]) -> tuple[list[Load], str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from colossus.cli.common import json_option, talk
+from colossus.cli.common import ADDRESS, json_option, talk
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     from colossus.serve.load.conversation import Conversation, Style
 
-_ADDRESS = re.compile(r"(https?://\S+|[\w.-]+:\d{1,5}(/\S*)?)")
 HELP = {
     "/help": "these words",
     "/reset": "forget the conversation",
@@ -54,7 +52,7 @@ def command(model_or_url: str, model: str | None, system: str | None, api_key: s
 
     serve_options = options.pop("serve_options")
     style = Style(**options)
-    if _ADDRESS.fullmatch(model_or_url):
+    if ADDRESS.fullmatch(model_or_url):
         _talk(model_or_url, model, system, api_key, style, as_json=as_json)
         return
     from colossus.cli.own_server import own_server
@@ -68,10 +66,11 @@ def command(model_or_url: str, model: str | None, system: str | None, api_key: s
 
 @contextlib.contextmanager
 def _status(words: str) -> Iterator[Callable[[str], None]]:
-    """A spinner with the newest words; lines where stderr is no terminal."""
+    """A spinner with the newest words; one line where stderr is no terminal."""
     console = talk()
     if not sys.stderr.isatty():
-        yield console.print
+        console.print(words)
+        yield lambda line: None
         return
     with console.status(words) as status:
         yield lambda line: status.update(f"{words}: {line}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import click
 
 DEFAULT_RUNS = Path("runs")
+ADDRESS = re.compile(r"(https?://\S+|([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}(/\S*)?)")  # of a server; all else may be a model
 
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _START_S, _END_S = 600.0, 20.0
 _LAST_WORDS = 15  # lines of a server that did not start
 _TICK_S = 0.2
+_ERROR = "error: "
 # Asks Linux to end the server in order when its parent dies, however that came; elsewhere it would stay.
 _START = """
 import ctypes, os, signal, sys
@@ -56,10 +57,19 @@ def _failure(model: str, process: subprocess.Popen[bytes], lines: Sequence[str])
     """In the server's own words."""
     from colossus.spec.errors import EngineError
 
-    words, _, hint = "\n".join(lines[-_LAST_WORDS:]).removeprefix("error: ").partition("hint: ")
+    words, _, hint = "\n".join(_error_of(lines)).partition("hint: ")
     return EngineError(
         f"{model} could not be served: {words.strip() or f'it ended with code {process.poll()}'}", hint=hint.strip() or f"see: colossus serve {model}"
     )
+
+
+def _error_of(lines: Sequence[str]) -> list[str]:
+    """From the server's last ``error: `` (click writes ``Error: ``) on; without one, all its last words."""
+    told = list(lines[-_LAST_WORDS:])
+    begins = [place for place, line in enumerate(told) if line.lower().startswith(_ERROR)]
+    if not begins:
+        return told
+    return [told[begins[-1]][len(_ERROR) :], *told[begins[-1] + 1 :]]
 
 
 def _ready(process: subprocess.Popen[bytes], talk: IO[bytes], tell: Callable[[str], None]) -> dict[str, Any] | None:

@@ -41,7 +41,7 @@ def finish(run: Run, status: str, *, as_json: bool) -> None:
         talk().print(f"\nstopped; go on with: colossus resume {run.folder}")
         raise click.exceptions.Exit(130)
     if run.card.exists():
-        talk().print(f'\nnext: colossus sample {run.folder} "Once"   or   colossus export {run.folder} --to DIR')
+        talk().print(f'\nnext: colossus sample {run.folder} "Once"   or   colossus serve {run.folder}   or   colossus export {run.folder} --to DIR')
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:

@@ -60,8 +60,13 @@ def copy_companions(tokenizer: Path, folder: Path) -> None:
 
 def end_ids(tokenizer: Path) -> set[int]:
     """The tokens at which generation_config.json beside a tokenizer.json says that a text ends: those of a chat's turns too."""
-    ids = _read_beside(tokenizer, _GENERATION).get("eos_token_id")
+    ids = generation_config(tokenizer.parent).get("eos_token_id")
     return set(ids) if isinstance(ids, list) else set() if ids is None else {ids}
+
+
+def generation_config(folder: Path) -> dict[str, Any]:
+    """What generation_config.json in a model's folder says; empty where there is none."""
+    return _read_beside(folder / "tokenizer.json", _GENERATION)
 
 
 def _read(tokenizer: Path) -> dict[str, Any]:

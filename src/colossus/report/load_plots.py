@@ -39,7 +39,11 @@ def load_of(point: LoadPoint) -> float:
 
 
 def load_name(points: Sequence[LoadPoint]) -> str:
-    return "clients at once" if all(point.num_clients is not None for point in points) else "offered requests/s"
+    return "clients at once" if _are_clients(points) else "offered requests/s"
+
+
+def _are_clients(points: Sequence[LoadPoint]) -> bool:
+    return all(point.num_clients is not None for point in points)
 
 
 def throughput(test: LoadTest) -> svg.Chart:
@@ -67,6 +71,7 @@ def _over_loads(test: LoadTest, title: str, told: str, series: list[svg.Series],
         series=series,
         x_name=load_name(test.points),
         y_name=y_name,
+        log_x=_are_clients(test.points),  # 1, 8, 32: straight, the small ones would crowd
         from_zero=True,
         x_ticks=lambda low, high, num_ticks: sorted(map(load_of, test.points)),
         format_x=lambda value: f"{value:g}",

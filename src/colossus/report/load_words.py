@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from colossus.report.words import duration, percent
+from colossus.report.words import count, duration, percent
 from colossus.spec.load import Latency, LoadPoint, LoadTest, Objectives
 
 KINDS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
@@ -52,7 +52,7 @@ def number(value: float | None) -> str:
 
 def failed(point: LoadPoint) -> str:
     """``0``, or how many by kind."""
-    return ", ".join(f"{count} x {kind}" for kind, count in sorted(point.errors.items())) or "0"
+    return ", ".join(f"{times} x {kind}" for kind, times in sorted(point.errors.items())) or "0"
 
 
 PERCENTILES = ("", "values", "mean", "p50", "p90", "p95", "p99", "max")
@@ -76,7 +76,7 @@ def verdict(test: LoadTest) -> str:
         good = max(test.points, key=lambda point: point.goodput_requests_per_s or 0.0)
         told += f"; {number(good.goodput_requests_per_s)} good answers/s at {good.label} ({objective_words(test.objectives)})"
     num_failed = sum(sum(point.errors.values()) for point in test.points)
-    return told + (f"; {num_failed} requests failed" if num_failed else "; no request failed")
+    return told + (f"; {count(num_failed, 'request')} failed" if num_failed else "; no request failed")
 
 
 def terms(test: LoadTest) -> str:
@@ -95,4 +95,8 @@ def client_words(points: Sequence[LoadPoint]) -> str:
 
 def warm_up_words(points: Sequence[LoadPoint]) -> str:
     number_warm = max(point.num_warmup_requests for point in points)
-    return f"{number_warm} warm-up requests before each load are left out." if number_warm else "No warm-up: the first requests count."
+    return (
+        f"{count(number_warm, 'warm-up request')} before each load {'is' if number_warm == 1 else 'are'} left out."
+        if number_warm
+        else "No warm-up: the first requests count."
+    )

@@ -103,6 +103,7 @@ class Chart:
     y_name: str
     marks: Sequence[tuple[float, str]] = ()
     ticks: Sequence[float] = ()
+    log_x: bool = False
     log_y: bool = False
     from_zero: bool = False
     x_range: tuple[float, float] | None = None
@@ -138,7 +139,7 @@ def _scales(chart: Chart, width: int, height: int) -> tuple[Scale, Scale, list[f
     y_ticks = log_ticks(y_low, y_high) if log else nice_ticks(y_low, y_high, 5)
     margin = 14 + _CHARACTER * max((len(chart.format_y(tick)) for tick in y_ticks), default=1)
     top = 46 if chart.marks else 30
-    x = Scale(low=x_low, high=x_high, start=margin, end=width - 14)
+    x = Scale(low=x_low, high=x_high, start=margin, end=width - 14, log=chart.log_x and x_low > 0)
     return x, Scale(low=y_low, high=y_high, start=height - 38, end=top, log=log), y_ticks
 
 
@@ -154,7 +155,7 @@ def _open(chart: Chart, width: int, height: int, key: str, scales: tuple[Scale, 
         "y": [round(y.end, 1), round(y.start, 1)],
         "series": [{"name": series.name, "points": [[short(a), short(b)] for a, b in series.points]} for series in chart.series],
         "x_name": chart.x_name,
-    }
+    } | ({"log_x": True} if x.log else {})
     values = escape(json.dumps(data, separators=(",", ":")))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-labelledby="{key}-t {key}-d" data-chart="{values}">'

@@ -29,6 +29,7 @@ _MOST_PROPERTIES = 1000  # of one object; compiling takes the square of it
 _MOST_PATTERNS = 64
 _MOST_JOINED_PATTERNS = 8  # that may have to hold at once
 _MOST_DIVISORS = 10_000  # of all multipleOf the sum, and where they meet the least common multiple; compiling takes seconds for a million
+_MOST_CALLS = 8  # of one answer that must be calls
 _KEPT = 128  # compiled grammars
 _SPACE = r"[\x20\x0A\x0D\x09]{1,24}"  # between parts of JSON: enough to indent, not enough to fill an answer
 _LIMITS: Final = {"verbose_errors": False, "max_lexer_states": 50_000}
@@ -191,13 +192,13 @@ def _schemas_within(text: str) -> Iterator[Any]:
 def tool_grammar(tools: Sequence[Mapping[str, Any]], *, required: bool, parallel: bool, answer: Mapping[str, Any] | None = None) -> str:
     """Calls of tools (as OpenAI describes them) in Hermes' form, ``<tool_call>``, a line of JSON, ``</tool_call>``.
 
-    Required: calls alone, one or with ``parallel`` more. Else: text, or text that comes to a call and then calls; with ``answer``, calls
+    Required: calls alone, one or with ``parallel`` up to 8, since small models repeat a call for as long as they may. Else: text, or text that comes to a call and then calls; with ``answer``, calls
     alone or JSON of that schema alone.
     """
     if not tools:
         raise GrammarError("there is no tool to call")
     call = json.dumps(_call_schema(tools), ensure_ascii=False)
-    again = f' ("\\n{_OPENS}" body)*' if parallel else ""
+    again = f' ("\\n{_OPENS}" body)' + (f"{{0,{_MOST_CALLS - 1}}}" if required else "*") if parallel else ""
     first = f'"{_OPENS}"' if required or answer is not None else "head"
     other = "" if required else " | TEXT" if answer is None else " | answer"
     rules = [f"start: {first} body{again}{other}", f'body: "\\n" call "\\n{_CLOSES}"', f"call: %json {call}"]

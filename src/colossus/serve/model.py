@@ -16,6 +16,7 @@ from colossus.nn.gguf import open_gguf
 from colossus.nn.gguf_tokenizer import build_tokenizer, read_vocabulary
 from colossus.nn.hf import load_params, read_card, tokenizer_file
 from colossus.nn.tokenizer_files import end_ids, find_special_tokens
+from colossus.serve.defaults import DefaultSampling, of_folder, of_gguf
 from colossus.spec.errors import DataError
 from colossus.spec.model import ModelCard
 
@@ -33,6 +34,7 @@ class ServedModel:
     :param end_ids: tokens that end an answer.
     :param adds_bos: whether a text begins with ``bos``; ``tokenizer.encode`` puts it there unless told ``add_special_tokens=False``.
     :param chat_template: in Jinja; None for a model that was not made for chats.
+    :param default_sampling: its makers' own, for requests that say nothing.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ServedModel:
     end_ids: frozenset[int]
     adds_bos: bool
     chat_template: str | None
+    default_sampling: DefaultSampling
     load_params: Callable[[], Params]  # float32, as numpy
     make_tokenizer: Callable[[], Tokenizer]
 
@@ -93,6 +96,7 @@ def _open_file(path: Path) -> ServedModel:
         end_ids=vocabulary.end_ids,
         adds_bos=vocabulary.adds_bos,
         chat_template=vocabulary.chat_template,
+        default_sampling=of_gguf(model.file.metadata, str(path)),
         load_params=model.load_params,
         make_tokenizer=lambda: build_tokenizer(model.file),
     )
@@ -112,6 +116,7 @@ def _open_folder(folder: Path) -> ServedModel:
         end_ids=frozenset(token for token in ends if 0 <= token < card.vocab_size),
         adds_bos=special.bos_id is not None and tokenizer.encode("").ids[:1] == [special.bos_id],
         chat_template=_chat_template(folder),
+        default_sampling=of_folder(folder),
         load_params=lambda: load_params(folder, card),
         make_tokenizer=lambda: tokenizer,
     )

@@ -91,14 +91,15 @@ class ToolParser:
     What is no complete, well-formed call stays text. Space around calls is dropped.
 
     :param trusted: calls in our own form follow a grammar, so their arguments go out while they are written; others go out when the
-        whole call has been read and found to be JSON.
+        whole call has been read and found to be JSON. A call cut off before that is dropped then.
+    :param required: the answer is calls alone, so that what is left of it is no text.
     :param parallel: False keeps the first call and drops what follows it.
     """
 
-    def __init__(self, form: ToolForm, *, trusted: bool = False, parallel: bool = True) -> None:
+    def __init__(self, form: ToolForm, *, trusted: bool = False, parallel: bool = True, required: bool = False) -> None:
         self._markers = [START, *([MISTRAL] if form is ToolForm.MISTRAL else [LLAMA] if form is ToolForm.LLAMA else [])]
         self._bare = form is ToolForm.LLAMA
-        self._trusted, self._parallel = trusted, parallel
+        self._trusted, self._parallel, self._required = trusted, parallel, required
         self._held = ""
         self._marker = ""
         self._call: _Json | None = None
@@ -123,16 +124,16 @@ class ToolParser:
         return parsed
 
     def flush(self) -> Parsed:
-        """What is left at the end of the answer; a call that was cut off is text, as far as it has not gone out."""
+        """What is left at the end of the answer; a call that was cut off is text, as far as it has not gone out and no grammar says otherwise."""
         parsed = Parsed()
         if self._call is not None:
-            if not self._started:
+            if not self._started and not self._trusted:
                 parsed.content = self._marker + self._call.text
             self._call = None
         elif not (self.num_calls and self._held.isspace()):
             parsed.content = self._held
         self._held = ""
-        if self.num_calls and not self._parallel:
+        if self._required or (self.num_calls and (self._trusted or not self._parallel)):
             parsed.content = ""
         return parsed
 

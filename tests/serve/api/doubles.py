@@ -21,6 +21,7 @@ from colossus.serve.api.errors import HANDLERS
 from colossus.serve.api.routes import routes
 from colossus.serve.api.settings import ApiSettings
 from colossus.serve.backend import EngineInfo
+from colossus.serve.defaults import NO_DEFAULTS, DefaultSampling
 from colossus.serve.request import EngineStats, Finish, Output, Request, TokenLogprob
 
 NUM_UNUSED = 3  # rows of the embedding that are no token
@@ -52,6 +53,7 @@ class TinyModel:
     bos_id: int | None = None
     end_ids: frozenset[int] = frozenset({0, 2})
     adds_bos: bool = False
+    default_sampling: DefaultSampling = NO_DEFAULTS
 
     @property
     def vocab_size(self) -> int:

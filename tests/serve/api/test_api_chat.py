@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import openai
 import pytest
 
+from colossus.serve.api.chat_body import ChatBody
+from colossus.serve.api.sampling import Bounds, make_sampling
+from colossus.serve.defaults import DefaultSampling
 from tests.serve.api.conftest import World
 
 ASK = [{"role": "user", "content": "hi"}]
@@ -129,3 +133,18 @@ def test_the_streaming_helper(world: World) -> None:
     with world.client.chat.completions.stream(model="tiny", messages=ASK) as stream:
         deltas = [event.delta for event in stream if event.type == "content.delta"]
         assert "".join(deltas) == stream.get_final_completion().choices[0].message.content == "hello world"
+
+
+def test_what_a_body_leaves_out_is_drawn_as_the_makers_say() -> None:
+    own = DefaultSampling(temperature=0.2, top_p=0.9, top_k=40)
+    bounds = Bounds(max_sequence_tokens=64, vocab_size=100, end_ids=frozenset(), default=own)
+
+    def drawn(**said: Any) -> tuple[float, float | None, int | None]:
+        body = ChatBody.model_validate({"messages": [{"role": "user", "content": "hi"}], **said})
+        sampling = make_sampling(body, bounds, max_tokens=8, num_logprobs=None, grammar=None)
+        return sampling.temperature, sampling.top_p, sampling.top_k
+
+    assert drawn() == (0.2, 0.9, 40)
+    assert drawn(temperature=1) == (1, 0.9, 40)
+    assert drawn(temperature=0, top_p=1, top_k=0) == (0, None, None)
+    assert drawn(top_p=0) == (0.2, None, 1)

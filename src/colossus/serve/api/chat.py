@@ -46,7 +46,7 @@ class Chat:
         template = self.service.text.template
         held = self.use.required or has_form(self.body)  # a grammar allows calls in our own form alone
         form = ToolForm.of_template(template.source) if template.knows_tools and not held else ToolForm.HERMES
-        return ToolParser(form, trusted=self.grammar is not None, parallel=self.use.parallel)
+        return ToolParser(form, trusted=self.grammar is not None, parallel=self.use.parallel, required=self.use.required)
 
     def logprobs(self, written: list[Any]) -> dict[str, Any] | None:
         if not self.body.logprobs:

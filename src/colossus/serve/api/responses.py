@@ -50,6 +50,7 @@ async def _complete(body: ResponsesBody, chat: Chat) -> bytes:
 def _response(body: ResponsesBody, chat: Chat, *, output: list[Any], finish: str | None = None, usage: Usage | None = None) -> dict[str, Any]:
     """The response as it stands: in progress without a ``finish``."""
     status = "in_progress" if finish is None else "incomplete" if finish == "length" else "completed"
+    sampling = chat.tasks[0].request.sampling
     return {
         "id": chat.asked.id,
         "object": "response",
@@ -66,11 +67,11 @@ def _response(body: ResponsesBody, chat: Chat, *, output: list[Any], finish: str
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": None,
         "store": False,
-        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "temperature": sampling.temperature,
         "text": {"format": {"type": "text"} if body.text is None or body.text.format is None else _dumped(body.text.format)},
         "tool_choice": _dumped(body.tool_choice) if body.tool_choice is not None else "auto",
         "tools": [_dumped(tool) for tool in body.tools or ()],
-        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "top_p": body.top_p if body.top_p is not None else sampling.top_p or 1.0,
         "truncation": "disabled",
         "usage": None if usage is None else _usage(usage),
         "user": body.user,

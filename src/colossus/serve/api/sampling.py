@@ -9,16 +9,18 @@ from typing import Any
 
 from colossus.serve.api.errors import ApiError
 from colossus.serve.api.fields import Drawing
+from colossus.serve.defaults import NO_DEFAULTS, DefaultSampling
 from colossus.serve.request import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What limits every request to one model."""
+    """What limits every request to one model, and how it draws where a request says nothing."""
 
     max_sequence_tokens: int
     vocab_size: int
     end_ids: frozenset[int]
+    default: DefaultSampling = NO_DEFAULTS
 
 
 def make_sampling(body: Drawing, bounds: Bounds, *, max_tokens: int, num_logprobs: int | None, grammar: str | None) -> Sampling:
@@ -29,7 +31,7 @@ def make_sampling(body: Drawing, bounds: Bounds, *, max_tokens: int, num_logprob
     ends = () if body.ignore_eos else sorted(bounds.end_ids)
     return Sampling(
         max_tokens=max(1, max_tokens),
-        **_cuts(body),
+        **_cuts(body, bounds.default),
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         repetition_penalty=body.repetition_penalty or 1.0,
@@ -42,13 +44,16 @@ def make_sampling(body: Drawing, bounds: Bounds, *, max_tokens: int, num_logprob
     )
 
 
-def _cuts(body: Drawing) -> dict[str, Any]:
-    """Temperature and what is left of the likeliest; OpenAI allows top_p = 0, which keeps one token."""
-    greedy = body.top_p == 0
+def _cuts(body: Drawing, default: DefaultSampling) -> dict[str, Any]:
+    """Temperature and what is left of the likeliest: the body's, else the model's own; OpenAI allows top_p = 0, which keeps one token."""
+    temperature = default.temperature if body.temperature is None else body.temperature
+    top_p = default.top_p if body.top_p is None else body.top_p
+    top_k = default.top_k if body.top_k is None else body.top_k
+    greedy = top_p == 0
     return {
-        "temperature": 1.0 if body.temperature is None else body.temperature,
-        "top_k": 1 if greedy else body.top_k if body.top_k is not None and body.top_k > 0 else None,
-        "top_p": None if greedy or body.top_p == 1 else body.top_p,
+        "temperature": 1.0 if temperature is None else temperature,
+        "top_k": 1 if greedy else top_k if top_k is not None and top_k > 0 else None,
+        "top_p": None if greedy or top_p == 1 else top_p,
         "min_p": body.min_p or None,
     }
 

@@ -46,13 +46,13 @@ class Service:
         self.text = Text(model)
         self.grammars = Grammars(model)
         self.model_name = settings.model_name or model.name
-        self._end_ids = model.end_ids
+        self._end_ids, self._default = model.end_ids, model.default_sampling
 
     @property
     def bounds(self) -> Bounds:
         """Raises Unavailable while no engine is ready."""
         info = self.backend.info
-        return Bounds(max_sequence_tokens=info.max_sequence_tokens, vocab_size=info.vocab_size, end_ids=self._end_ids)
+        return Bounds(max_sequence_tokens=info.max_sequence_tokens, vocab_size=info.vocab_size, end_ids=self._end_ids, default=self._default)
 
     def check_model(self, name: str | None) -> None:
         """A body may leave the model out; another one's name is refused."""

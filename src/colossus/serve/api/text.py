@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 from tokenizers import Tokenizer
 
 from colossus.serve.api.errors import ApiError
+from colossus.serve.defaults import DefaultSampling
 from colossus.serve.detokenize import Vocabulary
 from colossus.serve.templates import ChatTemplate, TemplateFault
 
@@ -40,6 +41,8 @@ class TextModel(Protocol):
     def end_ids(self) -> frozenset[int]: ...
     @property
     def adds_bos(self) -> bool: ...
+    @property
+    def default_sampling(self) -> DefaultSampling: ...
 
 
 class Text:

@@ -12,7 +12,7 @@ import aiohttp
 
 from colossus.serve.load.client import events
 from colossus.serve.load.errors import ServerError
-from colossus.serve.load.server import Server, said
+from colossus.serve.load.server import Server, reason, said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class Conversation:
                         for piece in self._take(json.loads(data)):
                             yield piece
         except aiohttp.ClientError as error:
-            raise ServerError(f"{url}: the answer broke off: {error}", hint="is the server still running?") from None
+            raise ServerError(f"{url}: the answer broke off: {reason(error)}", hint="is the server still running?") from None
         except json.JSONDecodeError:
             raise ServerError(f"{url} streams what is no JSON", hint="give the address of an OpenAI-compatible server") from None
 

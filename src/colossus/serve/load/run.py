@@ -15,13 +15,14 @@ from colossus.serve.load.errors import ServerError
 from colossus.serve.load.measures import load_point
 from colossus.serve.load.prompts import make_prompts
 from colossus.serve.load.sample import Sample
-from colossus.serve.load.server import connections, find_server
+from colossus.serve.load.server import Server, connections, find_server
 from colossus.serve.load.wire import Lines, lines
 from colossus.serve.load.workload import Ask, scaled
 from colossus.spec.load import LoadPoint, LoadTest, Objectives
 
 _BUSY_FRACTION, _LATE_S = 0.7, 0.02  # of the client's core, and of its loop: above, its figures are in doubt
-_JUDGED_FROM_S = 1.0  # shorter tests say nothing of the client
+_JUDGED_FROM_S = 1.0  # shorter tests say nothing of the client's share of a core
+CLIENT_IN_DOUBT = "The client was busy or late itself"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,10 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A load test as its user orders it. ``num_warmup_requests``: before each load; None takes as many as its clients, 8 at most."""
+    """A load test as its user orders it. ``num_warmup_requests``: before each load; None takes as many as its clients, 8 at most.
+
+    :param lengths: tokens of a prompt and of an answer as ordered, where all are about so long: refused where the server's context is shorter.
+    """
 
     url: str
     loads: Sequence[Load]
@@ -50,6 +54,7 @@ class Order:
     temperature: float = 0.0
     ignore_eos: bool = True
     timeout_s: float = 600.0
+    lengths: tuple[int, int] | None = None
 
 
 Tell = Callable[[str, int, int], None]  # load, ended, all
@@ -61,6 +66,7 @@ async def run(order: Order, tell: Tell, keep: Keep | None = None) -> LoadTest:
     started_at_s = time.time()
     async with connections(order.api_key) as session:
         server = await find_server(session, order.url, order.model, order.api_key)
+        _check_lengths(order, server)
         prompts = await make_prompts(session, server, chat=order.endpoint is Endpoint.CHAT, seed=order.seed)
         target = Target(
             server=server, endpoint=order.endpoint, prompts=prompts, temperature=order.temperature, ignore_eos=order.ignore_eos, timeout_s=order.timeout_s
@@ -76,7 +82,7 @@ async def run(order: Order, tell: Tell, keep: Keep | None = None) -> LoadTest:
         started_at_s=started_at_s,
         objectives=order.objectives,
         points=tuple(points),
-        notes=tuple(_notes(points, exact=prompts.exact, ignore_eos=order.ignore_eos)),
+        notes=(*_cut_notes(order, server), *_notes(points, exact=prompts.exact, ignore_eos=order.ignore_eos)),
     )
 
 
@@ -104,6 +110,25 @@ async def _play(opened: Lines, order: Order, target: Target, load: Load, tell: T
     return load_point(samples, order.objectives, load=named, num_warmup_requests=len(warm), client=cost)
 
 
+def _check_lengths(order: Order, server: Server) -> None:
+    """Lengths that cannot be kept are not played under their name."""
+    most = server.max_sequence_tokens
+    if order.lengths is None or most is None or sum(order.lengths) <= most:
+        return
+    prompt, output = order.lengths
+    words = f"prompts of {prompt} tokens with answers of {output} are {prompt + output} tokens, and {server.model} at {server.url} takes {most} at most"
+    hint = f"--prompt-tokens {most - output} at most" if output < most else f"--prompt-tokens and --output-tokens of {most} at most together"
+    raise ServerError(words, hint=f"give {hint}, or serve a model with a longer context")
+
+
+def _cut_notes(order: Order, server: Server) -> list[str]:
+    """Of a trace or of drawn lengths, some may be too long."""
+    most = server.max_sequence_tokens
+    asks = [ask for load in order.loads for ask in load.asks]
+    num_cut = sum(most is not None and ask.prompt_tokens + ask.output_tokens > most for ask in asks)
+    return [f"The server's context of {most} tokens is too short for {num_cut} of the {len(asks)} requests: they were cut."] if num_cut else []
+
+
 def _check(target: Target, warm: Sequence[Sample]) -> None:
     """A test whose every request fails is not worth playing; one that is only refused for now is."""
     failed = [sample for sample in warm if sample.error not in (None, "429", "503")]
@@ -125,9 +150,10 @@ def _notes(points: Sequence[LoadPoint], *, exact: bool, ignore_eos: bool) -> lis
     if any((point.num_events_per_token or 1.0) < 0.7 for point in points):
         notes.append("The server sends several tokens in one event: ITL is between events.")
     if any(_in_doubt(point) for point in points):
-        notes.append("The client was busy or late itself: latencies may be its own. Run it on another machine or with fewer clients.")
+        notes.append(f"{CLIENT_IN_DOUBT}: latencies may be its own. Run it on another machine or with fewer clients.")
     return notes
 
 
 def _in_doubt(point: LoadPoint) -> bool:
-    return point.wall_s > _JUDGED_FROM_S and (point.client.cpu_fraction > _BUSY_FRACTION or point.client.lag_p99_s > _LATE_S)
+    busy = point.wall_s > _JUDGED_FROM_S and point.client.cpu_fraction > _BUSY_FRACTION
+    return busy or point.client.lag_p99_s > _LATE_S

@@ -90,11 +90,16 @@ async def _json(session: aiohttp.ClientSession, method: str, url: str, body: dic
     except aiohttp.InvalidURL:
         raise ServerError(f"{url!r} is no address", hint="e.g. http://127.0.0.1:8000") from None
     except aiohttp.ClientError as error:
-        raise ServerError(f"{url} cannot be reached: {error}", hint="is the server running? start one with: colossus serve MODEL") from None
+        raise ServerError(f"{url} cannot be reached: {reason(error)}", hint="is the server running? start one with: colossus serve MODEL") from None
     except TimeoutError:
         raise ServerError(f"{url} did not answer within {_PATIENCE_S:g} s", hint="is it a server of models, and is it ready?") from None
     except ValueError:
         raise ServerError(f"{url} answered no JSON", hint="give the address of an OpenAI-compatible server, e.g. http://127.0.0.1:8000") from None
+
+
+def reason(error: Exception) -> str:
+    """Less aiohttp's word on a connection without certificates."""
+    return str(error).replace(" ssl:default", "")
 
 
 def said(text: str) -> str:

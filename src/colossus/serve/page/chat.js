@@ -23,6 +23,8 @@ export class Chat {
     });
     at("said").addEventListener("input", grow);
     at("stop").addEventListener("click", () => this.stopper?.abort());
+    at("temperature").addEventListener("input", drawing);
+    drawing();
     at("fresh").addEventListener("click", () => this.clear());
     for (const hint of document.querySelectorAll(".hint")) hint.addEventListener("click", () => this.say(hint.textContent));
   }
@@ -169,6 +171,12 @@ function follow(change) {
   const there = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 60;
   change();
   if (there) talk.scrollTop = talk.scrollHeight;
+}
+
+// Which temperature answers get, beside the closed settings too.
+function drawing() {
+  const field = at("temperature");
+  at("drawing").textContent = field.value !== "" && field.checkValidity() ? `: temperature ${field.value}` : ": the server's temperature";
 }
 
 function grow() {
