@@ -19,7 +19,7 @@ run: .venv/.installed
 
 # Each line of stdin is answered, where stdin is no terminal: echo Hello | make -s chat
 chat: .venv/.installed
-	@$(COLOSSUS) chat smollm2 --temperature 0.2 --top-p 0.9
+	@$(COLOSSUS) chat smollm2 --temperature 0 --max-tokens 256
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest
