@@ -59,12 +59,13 @@ Strips strips_of(const Panels& w, long count, float* memory) {
   return s;
 }
 
-// How a product is cut into chunks: blocks of strips (rows stay in the second cache) times groups of panels.
+// How a product is cut into chunks: blocks of strips (rows stay in the second cache) times groups of panels: several, so that
+// weights are read on in one go, but enough groups that the crew ends together.
 struct Cut {
   long strips, panels, strip_block, panel_group;
-  Cut(const Strips& x, const Panels& w, long unit) : strips(x.strips), panels(w.panels() / unit) {
+  Cut(const Crew& crew, const Strips& x, const Panels& w, long unit) : strips(x.strips), panels(w.panels() / unit) {
     strip_block = std::max(1L, 96 / x.width);
-    panel_group = strips > strip_block ? std::min(4L, panels) : 1;
+    panel_group = strips > strip_block ? std::min(4L, panels) : std::clamp(panels / (8 * crew.size()), 1L, 8L);
   }
   long strip_blocks() const { return (strips + strip_block - 1) / strip_block; }
   long panel_groups() const { return (panels + panel_group - 1) / panel_group; }
@@ -73,7 +74,7 @@ struct Cut {
 
 // c (+)= x w, rows of c at stride ldc.
 void product(Crew& crew, const Strips& x, const Panels& w, float* c, long ldc, bool add) {
-  const Cut cut(x, w, 1);
+  const Cut cut(crew, x, w, 1);
   crew.phase(cut.chunks(), [&](long chunk) {
     const long s = chunk % cut.strip_blocks() * cut.strip_block, p = chunk / cut.strip_blocks() * cut.panel_group;
     multiply(x, s, std::min(s + cut.strip_block, cut.strips), w, p, std::min(p + cut.panel_group, cut.panels), c, ldc, w.outputs, add);
@@ -82,7 +83,7 @@ void product(Crew& crew, const Strips& x, const Panels& w, float* c, long ldc, b
 
 // out[row][f] = silu(x gate) (x up): panel 2j of w holds 32 columns of the gate, panel 2j + 1 the same of up.
 void gated_product(Crew& crew, const Strips& x, const Panels& w, float* out, long ldc) {
-  const Cut cut(x, w, 2);
+  const Cut cut(crew, x, w, 2);
   crew.phase(cut.chunks(), [&](long chunk) {
     const long s = chunk % cut.strip_blocks() * cut.strip_block, last = std::min(s + cut.strip_block, cut.strips);
     const long p = chunk / cut.strip_blocks() * cut.panel_group;

@@ -230,39 +230,45 @@ COLOSSUS_INLINE Int8Tile pick_int8_tile(long rows, std::index_sequence<I...>) {
 
 constexpr long DEPTH = 768;  // inputs of a panel that are read at a time: with a strip of rows, half of the second cache
 
-// c[row][column] (+)= strips x panels, for the strips [s0, s1) and panels [p0, p1); c is row 0, column 0 of the whole result.
-// `width` columns of c exist: a last panel that is cut off goes through a buffer.
+// Strip s times panel p, over `inputs` inputs from k, into c, which is row 0, column 0 of the whole result; `width` columns of
+// it exist: a last panel that is cut off goes through a buffer.
+inline void multiply_one(const Strips& x, long s, const Panels& w, long p, long k, long inputs, float* c, long ldc, long width, bool add) {
+  const long first = x.first(s), rows = x.first(s + 1) - first, columns = std::min(PN, width - p * PN);
+  float edge[std::max(MRP, MRQ) * PN];
+  float* out = c + first * ldc + p * PN;
+  float* to = columns == PN ? out : edge;
+  const long ld = columns == PN ? ldc : PN;
+  if (columns < PN && add)
+    for (long r = 0; r < rows; ++r) std::memcpy(edge + r * PN, out + r * ldc, columns * 4);
+  if (x.kind == Kind::int8) {
+    pick_int8_tile(rows, std::make_index_sequence<MRQ>{})(w, p, x, s, to, ld, add);
+  } else {
+    const float* a = x.strip(s) + k * x.width;
+    if (w.kind == Kind::f32)
+      pick_float_tile<float>(rows, std::make_index_sequence<MRP>{})(inputs, a, x.width,
+                                                                    reinterpret_cast<const float*>(w.panel(p)) + k * PN, to, ld, add);
+    else
+      pick_float_tile<uint16_t>(rows, std::make_index_sequence<MRP>{})(
+          inputs, a, x.width, reinterpret_cast<const uint16_t*>(w.panel(p)) + k * PN, to, ld, add);
+  }
+  if (columns < PN)
+    for (long r = 0; r < rows; ++r) std::memcpy(out + r * ldc, edge + r * PN, columns * 4);
+}
+
+// c (+)= strips x panels, for the strips [s0, s1) and panels [p0, p1). Few strips: the weights stream by once, in the order they
+// lie. Many: a part of each strip stays in the first cache for all panels, the panels' part in the second for all strips.
 inline void multiply(const Strips& x, long s0, long s1, const Panels& w, long p0, long p1, float* c, long ldc, long width, bool add) {
   const long depth = x.kind == Kind::int8 ? w.inputs : DEPTH;
-  for (long k = 0; k < w.inputs; k += depth) {
-    const long inputs = std::min(depth, w.inputs - k);
-    const bool sum = add || k > 0;
-    for (long s = s0; s < s1; ++s) {
-      const long first = x.first(s), rows = x.first(s + 1) - first;
-      for (long p = p0; p < p1; ++p) {
-        float edge[std::max(MRP, MRQ) * PN];
-        const long columns = std::min(PN, width - p * PN);
-        float* out = c + first * ldc + p * PN;
-        float* to = columns == PN ? out : edge;
-        const long ld = columns == PN ? ldc : PN;
-        if (columns < PN && sum)
-          for (long r = 0; r < rows; ++r) std::memcpy(edge + r * PN, out + r * ldc, columns * 4);
-        if (x.kind == Kind::int8) {
-          pick_int8_tile(rows, std::make_index_sequence<MRQ>{})(w, p, x, s, to, ld, sum);
-        } else {
-          const float* a = x.strip(s) + k * x.width;
-          if (w.kind == Kind::f32)
-            pick_float_tile<float>(rows, std::make_index_sequence<MRP>{})(
-                inputs, a, x.width, reinterpret_cast<const float*>(w.panel(p)) + k * PN, to, ld, sum);
-          else
-            pick_float_tile<uint16_t>(rows, std::make_index_sequence<MRP>{})(
-                inputs, a, x.width, reinterpret_cast<const uint16_t*>(w.panel(p)) + k * PN, to, ld, sum);
-        }
-        if (columns < PN)
-          for (long r = 0; r < rows; ++r) std::memcpy(out + r * ldc, edge + r * PN, columns * 4);
-      }
-    }
-  }
+  const bool streams = s1 - s0 <= 4;
+  const auto one = [&](long k, long s, long p) { multiply_one(x, s, w, p, k, std::min(depth, w.inputs - k), c, ldc, width, add || k > 0); };
+  if (streams)
+    for (long p = p0; p < p1; ++p)
+      for (long k = 0; k < w.inputs; k += depth)
+        for (long s = s0; s < s1; ++s) one(k, s, p);
+  else
+    for (long k = 0; k < w.inputs; k += depth)
+      for (long s = s0; s < s1; ++s)
+        for (long p = p0; p < p1; ++p) one(k, s, p);
 }
 
 }  // namespace colossus
