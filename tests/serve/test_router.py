@@ -9,8 +9,11 @@ from dataclasses import replace
 import pytest
 
 from colossus.serve.affinity import Known, prefix_hashes
+from colossus.serve.api.generation import Reader, Task
+from colossus.serve.api.generation import answer as generated
 from colossus.serve.backend import Overloaded, Unavailable
 from colossus.serve.calls import Call, current_call
+from colossus.serve.detokenize import Stops
 from colossus.serve.flight import Flight
 from colossus.serve.request import Finish, Output
 from colossus.serve.settings import RouterSettings
@@ -49,6 +52,30 @@ def test_a_closed_iterator_aborts_at_the_engine(tmp_path):
             assert is_clean(made)
             await until(lambda: made.fleet.replicas[0].stats.num_running == 0)
             assert made.measures.ended[Finish.ABORT] == 1
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_a_stop_string_ends_counts_as_stopped(tmp_path):
+    """Its engine hears of an abort, the figures and the estimates of lengths of an end."""
+
+    class Letters:
+        def push(self, tokens):
+            return "ab" * len(list(tokens))
+
+        def flush(self):
+            return ""
+
+    async def main():
+        async with cluster(tmp_path, token_s=0.002) as made:
+            current_call.set(Call(id="1", method="POST", route="/"))
+            request = ask(max_tokens=100_000)
+            task = Task(index=0, request=request, reader=Reader(Letters(), Stops(["ba"]), request=request, own_stop_ids=()))
+            pieces = [piece async for piece in generated(made.router, task)]
+            assert "".join(piece.text for piece in pieces) == "a" and pieces[-1].finish == "stop"
+            assert is_clean(made)
+            assert (made.measures.ended[Finish.STOP], made.measures.ended[Finish.ABORT]) == (1, 0)
+            await until(lambda: made.fleet.replicas[0].stats.num_running == 0)
 
     asyncio.run(main())
 

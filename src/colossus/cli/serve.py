@@ -50,7 +50,13 @@ def _new_key(context: click.Context, parameter: click.Parameter, value: tuple[st
 @click.option("--weights", type=click.Choice(["float32", "bfloat16", "int8"]), help="Numbers of the weights; default: float32 on a CPU, else bfloat16.")
 @click.option("--cache", type=click.Choice(["float32", "bfloat16", "int8"]), help="Numbers of the KV cache; default: as the weights, float32 for int8 ones.")
 @click.option("--max-running", type=click.IntRange(1, 4096), default=64, show_default=True, help="Requests that an engine works on at once.")
-@click.option("--max-step-tokens", type=click.IntRange(16), default=512, show_default=True, help="Tokens that one step computes at most.")
+@click.option(
+    "--max-step-tokens",
+    type=click.IntRange(16),
+    default=512,
+    show_default=True,
+    help="Tokens that one step computes at most; fewer where answers under way would wait long.",
+)
 @click.option("--max-sequence-tokens", type=click.IntRange(2), help="Prompt and answer together; default: the model's limit.")
 @click.option("--kv-gib", type=_POSITIVE, help="Memory of an engine's KV cache; default: for --max-running, at most 1/8 of free memory (1/2 on a GPU or TPU).")
 @click.option("--no-prefix-caching", is_flag=True, help="Compute every prompt whole.")
@@ -158,6 +164,7 @@ def _open(place: _Place, served: Any, settings: DoorSettings, listener: socket.s
 
 
 def _engine(path: Path, options: dict[str, Any], kind: str) -> EngineOptions:
+    from colossus.engine.machine import usable_memory_bytes
     from colossus.serve.options import CachePrecision, EngineOptions, WeightPrecision
 
     weights = WeightPrecision(options["weights"] or ("float32" if kind == "cpu" else "bfloat16"))
@@ -170,6 +177,7 @@ def _engine(path: Path, options: dict[str, Any], kind: str) -> EngineOptions:
         max_running=options["max_running"],
         max_step_tokens=options["max_step_tokens"],
         kv_bytes=None if options["kv_gib"] is None else int(options["kv_gib"] * _GIB),
+        host_memory_bytes=usable_memory_bytes(),
         prefix_caching=not options["no_prefix_caching"],
         num_draft_tokens=options["draft_tokens"],
         policy=options["policy"],

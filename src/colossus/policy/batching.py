@@ -15,6 +15,9 @@ from colossus.spec.errors import ColossusError, nearest
 
 PATIENCE_S = 60.0  # a request that waited longer goes before all that did not, first come first served: nobody starves
 
+MIXED_STEP_S = 0.2  # answers under way wait about so long at most for the prompts that a step reads beside them
+MIN_STEP_TOKENS = 128  # below this a step's own cost weighs more than its tokens
+
 
 class Order(StrEnum):
     """Whose turn it is."""
@@ -82,6 +85,18 @@ def order_named(name: str) -> Order:
     if name not in list(Order):
         raise ColossusError(f"policy = {name}: not a known order of requests", hint=nearest(name, list(Order)))
     return Order(name)
+
+
+def step_budget(most_tokens: int, *, num_decoding: int, token_s: float | None) -> int:
+    """Tokens of the next step: ``most_tokens``, halved while answers would wait longer than ``MIXED_STEP_S`` for it.
+
+    :param num_decoding: requests that draw a token in it; half of the budget at least is left to prompts.
+    :param token_s: of one token in steps that read prompts, as measured; None before the first.
+    """
+    budget, least = most_tokens, max(MIN_STEP_TOKENS, 2 * num_decoding)
+    while num_decoding and token_s is not None and budget * token_s > MIXED_STEP_S and budget // 2 >= least:
+        budget //= 2
+    return budget
 
 
 def served_after_arrival(served_tokens: Mapping[str, float], active: Collection[str], owner: str) -> float:

@@ -16,7 +16,10 @@ class Account(Protocol):
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class Call:
-    """``begun``: the response's head is sent, so that what went wrong later cannot be undone. Times on ``time.monotonic``."""
+    """``begun``: the response's head is sent, so that what went wrong later cannot be undone. Times on ``time.monotonic``.
+
+    ``complete``: ids of requests whose answer a stop string has ended, which their engine cannot know.
+    """
 
     id: str
     method: str
@@ -26,6 +29,7 @@ class Call:
     started_s: float = field(default_factory=time.monotonic)
     status: int | None = None
     begun: bool = False
+    complete: set[str] = field(default_factory=set)
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_output_tokens: int = 0

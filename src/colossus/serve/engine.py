@@ -15,7 +15,7 @@ import psutil
 from colossus.nn import target
 from colossus.nn.paged import PAGE_TOKENS, PagedDecoder, make_decoder, page_bytes, tp_mesh
 from colossus.nn.parameters import Params
-from colossus.policy.batching import order_named
+from colossus.policy.batching import MIN_STEP_TOKENS, order_named
 from colossus.serve import compiling
 from colossus.serve.backend import EngineInfo
 from colossus.serve.batch import pack
@@ -81,6 +81,7 @@ class Engine:
         self._flight: Flight | None = None
         self._counts = _Counts()
         self._step_s: dict[int, float] = {}  # of decoding, by number of rows (to a power of two)
+        self._token_s: float | None = None  # of steps that read prompts
         self._last_read_s = 0.0
         self._num_compiled_before = compiling.num_compiled()
         self._ready_s = 0.0
@@ -170,7 +171,7 @@ class Engine:
 
     def _dispatch(self) -> Flight | None:
         scheduler = self._scheduler
-        plan = scheduler.plan(self._step_s.get(len(scheduler.rows).bit_length()))
+        plan = scheduler.plan(self._step_s.get(len(scheduler.rows).bit_length()), self._token_s)
         for sequence in scheduler.take_entered():
             if sequence.level >= Level.EDITED and sequence.slot is not None:
                 answer_so_far = sequence.tokens[sequence.num_prompt : sequence.num_known]
@@ -212,12 +213,14 @@ class Engine:
         return outputs
 
     def _measure(self, flight: Flight) -> None:
-        now_s = time.perf_counter()
-        if flight.plan.decodes:
-            step_s = (now_s - max(self._last_read_s, flight.dispatched_s)) / flight.plan.num_steps
-            size = len(flight.plan.slots).bit_length()
-            mean_s = self._step_s.get(size)
-            self._step_s[size] = step_s if mean_s is None else mean_s + _NEW_SHARE * (step_s - mean_s)
+        """What a step took; of those that read prompts only such as are long enough for their tokens to count."""
+        now_s, plan = time.perf_counter(), flight.plan
+        taken_s = now_s - max(self._last_read_s, flight.dispatched_s)
+        if plan.decodes:
+            size = len(plan.slots).bit_length()
+            self._step_s[size] = _mean(self._step_s.get(size), taken_s / plan.num_steps)
+        elif (num_tokens := int(plan.counts.sum())) >= MIN_STEP_TOKENS // 2:
+            self._token_s = _mean(self._token_s, taken_s / num_tokens)
         self._last_read_s = now_s
 
     def _check_guess(self, sequence: Sequence, guess: list[int], drawn: list[int]) -> None:
@@ -301,6 +304,11 @@ class Engine:
         return output
 
 
+def _mean(mean: float | None, new: float) -> float:
+    """Over the last few."""
+    return new if mean is None else mean + _NEW_SHARE * (new - mean)
+
+
 def _check(options: EngineOptions) -> None:
     rules = [
         ("max_running", options.max_running, options.max_running >= 1, "must be 1 or more"),
@@ -337,7 +345,7 @@ def _sizes(card: ModelCard, options: EngineOptions) -> tuple[int, int]:
     """Pages of the cache, nobody's included, and tokens that one sequence may have."""
     wanted = min(card.max_sequence_tokens, options.max_sequence_tokens or card.max_sequence_tokens)
     each_bytes = page_bytes(card, str(options.cache))
-    given_bytes = _spare_bytes() if options.kv_bytes is None else options.kv_bytes
+    given_bytes = _spare_bytes(options.host_memory_bytes) if options.kv_bytes is None else options.kv_bytes
     num_pages = given_bytes // each_bytes
     if options.kv_bytes is None:
         num_pages = min(options.max_running * int(pages_for(wanted)) + 1, _rounded(num_pages))
@@ -360,9 +368,12 @@ def _rounded(num_pages: int) -> int:
     return 1 << num_pages.bit_length() - 1 if num_pages else 0
 
 
-def _spare_bytes() -> int:
+def _spare_bytes(host_memory_bytes: int | None) -> int:
     """What a cache may take unasked: of a machine that is there for other things too an eighth of what is free, of an accelerator half."""
     if target.platform() == "cpu":
-        return int(psutil.virtual_memory().available) // 8
+        free_bytes = int(psutil.virtual_memory().available)
+        if host_memory_bytes is not None:
+            free_bytes = min(free_bytes, max(0, host_memory_bytes - int(psutil.Process().memory_info().rss)))
+        return free_bytes // 8
     stats = jax.local_devices()[0].memory_stats() or {}
     return int(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)) // 2

@@ -30,9 +30,10 @@ class EngineOptions:
     :param model: a Hugging Face folder or a GGUF file (a run of ours is exported to a folder first).
     :param max_sequence_tokens: prompt and answer together; None takes the model's own limit.
     :param max_running: requests in one step at most.
-    :param max_step_tokens: the token budget of one step, shared by decoding requests and chunks of prompts.
+    :param max_step_tokens: the token budget of one step, shared by decoding requests and chunks of prompts; see ``policy.batching.step_budget``.
     :param kv_bytes: of the cache; None takes what ``max_running`` requests of full length need, at most an eighth of a CPU host's free memory,
         half of a free accelerator's, down to a power of two of pages.
+    :param host_memory_bytes: what this process may use of the machine's memory, where a control group grants less than all.
     :param max_fused_steps: decode steps in one program at most.
     :param num_draft_tokens: guessed by prompt lookup for each request and step; 0 turns speculation off.
     :param policy: order of waiting requests: fcfs, priority, shortest, fair.
@@ -47,6 +48,7 @@ class EngineOptions:
     max_running: int = 64
     max_step_tokens: int = 512
     kv_bytes: int | None = None
+    host_memory_bytes: int | None = None
     prefix_caching: bool = True
     max_fused_steps: int = 8
     num_draft_tokens: int = 0

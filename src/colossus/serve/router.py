@@ -172,7 +172,10 @@ class Router:
         """Its reader is gone, having read all or not."""
         if not flight.done:
             self._abort(flight)
-            self._measures.observe_end(flight, Finish.ABORT)
+            is_complete = flight.call is not None and flight.request.id in flight.call.complete
+            if is_complete:
+                self._speeds.learn_answer(len(flight.delivered))
+            self._measures.observe_end(flight, Finish.STOP if is_complete else Finish.ABORT)
         self._forget(flight)
 
     def _forget(self, flight: Flight) -> None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from colossus.nn.paged import PAGE_TOKENS
-from colossus.policy.batching import BatchingState, Order, ranking, served_after_arrival
+from colossus.policy.batching import BatchingState, Order, ranking, served_after_arrival, step_budget
 from colossus.serve.blocks import PagePool, extend_keys
 from colossus.serve.sequence import Level, Purpose, Sequence, Slots, pages_for
 
-_FUSED_S = 0.01  # a new request waits for fused steps no longer than this
+_FUSED_S, _MAX_FUSED_S = 0.01, 0.05  # of fused steps: a new request waits for them, and an answer's tokens come together
+_DELIVERIES_PER_S = 800  # of all rows: each costs the door and its client time that the engine has not where they share its cores
 _WASTE_FRACTION = 0.125  # of fused steps, for rows that end inside
 _SCORE_STEP_TOKENS = 128  # of prompts whose every position needs the whole vocabulary
 
@@ -71,6 +72,7 @@ class Scheduler:
         self.mean_answer_tokens: float | None = None
         self._last_purpose = Purpose.ANSWER
         self._is_full = False  # who waits has a slot but no pages
+        self._budget = limits.max_step_tokens  # of the step that is planned
 
     def add(self, sequence: Sequence) -> None:
         if self.limits.order is Order.FAIR:
@@ -119,9 +121,14 @@ class Scheduler:
         mean = self.mean_answer_tokens
         self.mean_answer_tokens = length if mean is None else 0.95 * mean + 0.05 * length
 
-    def plan(self, step_s: float | None) -> Plan | None:
-        """The next step; None where nothing can be computed now. ``step_s``: what a step of decoding takes, where that is known."""
+    def plan(self, step_s: float | None, token_s: float | None = None) -> Plan | None:
+        """The next step; None where nothing can be computed now.
+
+        :param step_s, token_s: what a step of decoding takes, and each token of a step that reads prompts, where that is known.
+        """
         self._grow()
+        num_decoding = int(np.count_nonzero(self.slots.length[self.rows] - self.slots.computed[self.rows] == 1))
+        self._budget = step_budget(self.limits.max_step_tokens, num_decoding=num_decoding, token_s=token_s)
         self._admit()
         plan = self._choose()
         if plan is None:
@@ -212,7 +219,7 @@ class Scheduler:
         self._is_full = False
         if not self.waiting or not self.slots.free:
             return
-        budget = self.limits.max_step_tokens - int(np.sum(self.slots.length[self.rows] - self.slots.computed[self.rows]))
+        budget = self._budget - int(np.sum(self.slots.length[self.rows] - self.slots.computed[self.rows]))
         able = [sequence for sequence in self.waiting if sequence.num_flights == 0] if budget > 0 else []
         for place in ranking(self._state(able)) if able else ():
             sequence = able[place]
@@ -287,7 +294,7 @@ class Scheduler:
         rows, behind = rows[(behind > 0) & wanted], behind[(behind > 0) & wanted]
         if not len(rows):
             return None
-        budget = min(self.limits.max_step_tokens, _SCORE_STEP_TOKENS) if purpose is Purpose.SCORE else self.limits.max_step_tokens
+        budget = min(self._budget, _SCORE_STEP_TOKENS) if purpose is Purpose.SCORE else self._budget
         if len(rows) > 1 and behind.max() > 1:
             decoding_first = np.argsort(behind > 1, kind="stable")
             rows, behind = rows[decoding_first], behind[decoding_first]
@@ -302,7 +309,7 @@ class Scheduler:
         slots = self.slots
         if slots.level[plan.slots].max() > Level.PLAIN:
             return
-        room = self.limits.max_step_tokens - int(plan.counts.sum())
+        room = self._budget - int(plan.counts.sum())
         drafts: list[list[int]] = []
         for row, sequence in enumerate(plan.sequences):
             guess: list[int] = []
@@ -328,8 +335,9 @@ class Scheduler:
         if step_s is None or not plan.draws.all() or self._is_wanted(plan):
             return 1
         left = slots.limit[rows] - slots.length[rows]
+        most_s = min(max(_FUSED_S, len(rows) / _DELIVERIES_PER_S), _MAX_FUSED_S)
         num_steps = 1
-        while 2 * num_steps <= self.limits.max_fused_steps and 2 * num_steps * step_s <= _FUSED_S:
+        while 2 * num_steps <= self.limits.max_fused_steps and 2 * num_steps * step_s <= most_s:
             if np.maximum(2 * num_steps - left, 0).sum() > _WASTE_FRACTION * 2 * num_steps * len(rows):
                 break
             num_steps *= 2

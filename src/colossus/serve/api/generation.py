@@ -10,6 +10,7 @@ from typing import Any
 
 from colossus.serve.api.errors import ApiError
 from colossus.serve.backend import Backend
+from colossus.serve.calls import current_call
 from colossus.serve.detokenize import Detokenizer, Stops
 from colossus.serve.request import Finish, Output, Request, TokenLogprob
 
@@ -139,6 +140,8 @@ async def answer(backend: Backend, task: Task) -> AsyncGenerator[Piece, None]:
     try:
         async for output in outputs:
             piece = task.reader.read(output)
+            if piece.finish is not None and output.finish is None and (call := current_call.get()) is not None:
+                call.complete.add(task.request.id)
             yield piece
             if piece.finish is not None:
                 return
