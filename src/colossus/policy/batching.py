@@ -17,6 +17,7 @@ PATIENCE_S = 60.0  # a request that waited longer goes before all that did not, 
 
 MIXED_STEP_S = 0.2  # answers under way wait about so long at most for the prompts that a step reads beside them
 MIN_STEP_TOKENS = 128  # below this a step's own cost weighs more than its tokens
+_STEP_TOKENS = 32  # budgets are multiples of it
 
 
 class Order(StrEnum):
@@ -88,15 +89,15 @@ def order_named(name: str) -> Order:
 
 
 def step_budget(most_tokens: int, *, num_decoding: int, token_s: float | None) -> int:
-    """Tokens of the next step: ``most_tokens``, halved while answers would wait longer than ``MIXED_STEP_S`` for it.
+    """Tokens of the next step: ``most_tokens``, fewer where answers would wait longer than ``MIXED_STEP_S`` for it.
 
     :param num_decoding: requests that draw a token in it; half of the budget at least is left to prompts.
     :param token_s: of one token in steps that read prompts, as measured; None before the first.
     """
-    budget, least = most_tokens, max(MIN_STEP_TOKENS, 2 * num_decoding)
-    while num_decoding and token_s is not None and budget * token_s > MIXED_STEP_S and budget // 2 >= least:
-        budget //= 2
-    return budget
+    if not num_decoding or token_s is None:
+        return most_tokens
+    timely = int(MIXED_STEP_S / token_s) // _STEP_TOKENS * _STEP_TOKENS
+    return min(most_tokens, max(timely, MIN_STEP_TOKENS, 2 * num_decoding))
 
 
 def served_after_arrival(served_tokens: Mapping[str, float], active: Collection[str], owner: str) -> float:
