@@ -7,7 +7,7 @@ Prompts of 128 random tokens, answers of 128, greedy, no prefix caching. Every e
 measured; rounds are interleaved. Offline: a burst of so many requests, from the first token in to the last out. HTTP: the same burst by the client
 of ``colossus bench``. Shares: of the bytes read a second at 1 client (weights once a token), of float32 GEMM at the most clients, both measured in the same run.
 
-Writes benchmarks/results/serve_peers.json.
+Writes benchmarks/results/serve_peers_MODEL.json for each model.
 """
 
 from __future__ import annotations
@@ -206,9 +206,9 @@ def main() -> None:
         if a.only != "offline":
             told["http"] = http_figures(measure(wanted(served(model, a)), a, f"{model.name} http"))
         figures[model.name] = told
-        path = record("serve_peers", {"prompt_tokens": a.prompt_tokens, "output_tokens": a.output_tokens, "rounds": a.rounds, "models": figures})
+        asked = {"prompt_tokens": a.prompt_tokens, "output_tokens": a.output_tokens, "rounds": a.rounds}
+        print(record(f"serve_peers_{model.name}", asked | {"model": model.name} | told))
     show(figures, a.concurrency)
-    print(path)
 
 
 def show(figures: dict[str, Any], concurrency: list[int]) -> None:
