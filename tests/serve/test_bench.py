@@ -48,6 +48,26 @@ def test_json_page_plots_and_samples_tell_the_same(script, tmp_path):
     assert len(lines) == 16 and all(len(line["texts_s"]) == 3 for line in lines)
 
 
+def test_another_servers_result_stands_beside(script, tmp_path):
+    load = ("--concurrency", "1,2", "--requests", "2", "--warmup", "0", "--output-tokens", "3")
+    other = tmp_path / "other.json"
+    other.write_text(bench(script.url, *load, "--json").stdout)
+    done = bench(script.url, *load, "--beside", f"theirs={other}", "--html", str(tmp_path / "load.html"), "--plots", str(tmp_path / "plots"))
+    assert done.exit_code == 0, done.output
+    assert len(re.findall(r"^[12] clients? +theirs ", done.stdout, re.MULTILINE)) == 2
+    assert "theirs" in (tmp_path / "load.html").read_text() and "Beside others" in (tmp_path / "load.html").read_text()
+    assert "theirs" in (tmp_path / "plots" / "ttft-p99-beside.svg").read_text()
+
+
+@pytest.mark.parametrize(("text", "words"), [(None, "No such file"), ("{", "is no result of 'colossus bench URL --json'"), ("{}", "points")])
+def test_what_is_no_result_is_refused(script, tmp_path, text, words):
+    other = tmp_path / "other.json"
+    if text is not None:
+        other.write_text(text)
+    done = bench(script.url, "--beside", str(other))
+    assert done.exit_code != 0 and words in done.output + str(done.exception)
+
+
 def test_a_trace_is_played_at_its_times(script, tmp_path):
     trace = tmp_path / "trace.jsonl"
     trace.write_text("".join(json.dumps({"at_s": 0.2 * number, "prompt_tokens": 40, "output_tokens": 4}) + "\n" for number in range(4)))
@@ -72,7 +92,7 @@ def test_a_test_without_an_answer_is_shown_and_fails():
 
 def test_clients_lie_along_powers_of_two(script):
     done = bench(script.url, "--concurrency", "1,8,64", "--requests", "2", "--warmup", "0", "--output-tokens", "2", "--json")
-    drawn = dict(svgs(LoadTest.from_data(json.loads(done.stdout), origin="stdout")))["throughput"]
+    drawn = dict(svgs(charts(LoadTest.from_data(json.loads(done.stdout), origin="stdout"))))["throughput"]
     at = [float(re.search(rf'x="([\d.]+)"[^>]*>{clients}</text>', drawn).group(1)) for clients in (1, 8, 64)]
     assert at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.2) and "log_x" in drawn
 

@@ -63,6 +63,25 @@ class Slo(click.ParamType[Any]):
         return found
 
 
+class Result(click.ParamType):
+    """NAME=FILE: a result that ``--json`` printed."""
+
+    name = "result"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        from colossus.spec.load import LoadTest
+
+        if not isinstance(value, str):
+            return value
+        name, _, file = value.rpartition("=")
+        try:
+            return name or Path(file).stem, LoadTest.from_data(json.loads(Path(file).read_bytes()), origin=file)
+        except OSError as error:
+            self.fail(f"{file}: {error.strerror}", param, ctx)
+        except ValueError as error:
+            self.fail(f"{file} is no result of 'colossus bench URL --json': {error}", param, ctx)
+
+
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     folder, file = click.Path(path_type=Path), click.Path(path_type=Path, dir_okay=False)
     for option in reversed(
@@ -91,6 +110,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--api-key", envvar="COLOSSUS_API_KEY", help="Default: COLOSSUS_API_KEY."),
             click.option("--html", "page", type=folder, help="Write the result as one page."),
             click.option("--plots", metavar="FOLDER", type=folder, help="Write every plot as SVG, and as PNG where colossus[png] is installed."),
+            click.option("--beside", type=Result(), multiple=True, metavar="NAME=FILE", help="Another server's result (--json), in table, page and plots too."),
             click.option("--samples", metavar="FILE", type=file, help="Write every request with all its times as JSONL."),
         ]
     ):
@@ -102,7 +122,9 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("url")
 @_options
 @json_option
-def command(url: str, page: Path | None, plots: Path | None, samples: Path | None, as_json: bool, **options: Any) -> None:
+def command(
+    url: str, page: Path | None, plots: Path | None, samples: Path | None, beside: Sequence[tuple[str, LoadTest]], as_json: bool, **options: Any
+) -> None:
     """Load-test the server at URL: latencies (TTFT, TPOT, ITL, E2E), tokens a second, goodput.
 
     URL: of any OpenAI-compatible server: ours, vLLM, llama.cpp. Without --concurrency, --rate or --trace: 1, 8 and 32 clients.
@@ -115,11 +137,12 @@ def command(url: str, page: Path | None, plots: Path | None, samples: Path | Non
         from colossus.cli.files import write_file
 
         write_file(samples, "".join(kept), what="samples")
-    _write(test, page, plots)
+    others = dict(beside)
+    _write(test, others, page, plots)
     if as_json:
         print_json(test.to_data())
     else:
-        _show(test)
+        _show(test, others)
     _check_answers(test)
 
 
@@ -248,19 +271,20 @@ def _lines(label: str, samples: Sequence[Sample]) -> list[str]:
     return [json.dumps({"load": label} | asdict(sample)) + "\n" for sample in sorted(samples, key=lambda sample: sample.arrival_s)]
 
 
-def _write(test: LoadTest, page: Path | None, plots: Path | None) -> None:
+def _write(test: LoadTest, others: dict[str, LoadTest], page: Path | None, plots: Path | None) -> None:
     from colossus.cli.files import write_file
     from colossus.cli.plots import write_plots
     from colossus.report.load_page import page as load_page
-    from colossus.report.load_plots import svgs
+    from colossus.report.load_plots import beside, charts, svgs
+    from colossus.report.load_words import named
 
     if page is not None:
-        write_file(page, load_page(test), what="page")
+        write_file(page, load_page(test, others), what="page")
     if plots is not None:
-        write_plots(plots, svgs(test))
+        write_plots(plots, svgs(charts(test) + (beside(named(test, others)) if others else [])))
 
 
-def _show(test: LoadTest) -> None:
+def _show(test: LoadTest, others: dict[str, LoadTest]) -> None:
     from rich.table import Table
 
     from colossus.report import load_words as words
@@ -268,11 +292,14 @@ def _show(test: LoadTest) -> None:
     console = paper()
     console.print(words.verdict(test))
     console.print(words.terms(test))
-    rows = [words.header(test), *(words.row(test, point) for point in test.points)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    console.print()
-    for row in rows:
-        console.print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), soft_wrap=True)
+    tables = [[words.header(test), *(words.row(test, point) for point in test.points)]]
+    if others:
+        tables.append([words.beside_header(), *words.beside_rows(words.named(test, others))])
+    for rows in tables:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        console.print()
+        for row in rows:
+            console.print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), soft_wrap=True)
     for point in test.points:
         table = Table(*words.PERCENTILES, box=None, padding=(0, 2, 0, 0), header_style="dim")
         for row in words.percentile_rows(point):

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 
 from colossus.report import load_words as words
 from colossus.report import svg
-from colossus.report.load_plots import SHEETS, SIZES, charts
+from colossus.report.load_plots import SHEETS, SIZES, beside, charts
 from colossus.report.shell import document
 from colossus.spec.load import LoadPoint, LoadTest
 
 
-def page(test: LoadTest) -> str:
-    """The whole page."""
+def page(test: LoadTest, others: Mapping[str, LoadTest] | None = None) -> str:
+    """The whole page; ``others`` are tests of other servers, by name, to stand beside it."""
     title = f"Load test of {test.model}"
     sections = [
         _head(title, test),
         _section("Loads", _table(words.header(test), [words.row(test, point) for point in test.points])),
+        *_others(test, others or {}),
         *(_chart(name, chart) for name, chart in charts(test)),
         *(_percentiles(point) for point in test.points),
         _section("What the words mean", _meanings(test)),
@@ -43,6 +44,13 @@ def _head(title: str, test: LoadTest) -> str:
 
 def _section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _others(test: LoadTest, others: Mapping[str, LoadTest]) -> list[str]:
+    if not others:
+        return []
+    tests = words.named(test, others)
+    return [_section("Beside others", _table(words.beside_header(), words.beside_rows(tests))), *(_chart(name, chart) for name, chart in beside(tests))]
 
 
 def _chart(name: str, chart: svg.Chart) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from colossus.report import svg
 from colossus.report.load_words import KINDS, latency_of, number
@@ -27,10 +28,45 @@ def charts(test: LoadTest) -> list[Named]:
     return [*found, ("in-flight", flight(test.points))]
 
 
-def svgs(test: LoadTest) -> list[tuple[str, str]]:
+def svgs(found: Sequence[Named], size: str = "wide") -> list[tuple[str, str]]:
     """Each as a file of its own."""
-    width, height = SIZES["wide"]
-    return [(name, svg.draw(chart, width=width, height=height, key=name, style=style(SHEETS)) + "\n") for name, chart in charts(test)]
+    width, height = SIZES[size]
+    return [(name, svg.draw(chart, width=width, height=height, key=name, style=style(SHEETS)) + "\n") for name, chart in found]
+
+
+def beside(tests: Mapping[str, LoadTest]) -> list[Named]:
+    """Several servers under the same loads: a line each."""
+    every = [point for test in tests.values() for point in test.points]
+    draw = lambda title, y_name, value, tell: side_by_side(
+        title,
+        y_name,
+        {name: [(load_of(point), found) for point in test.points if (found := value(point)) is not None] for name, test in tests.items()},
+        tell,
+        x_name=load_name(every),
+        log_x=_are_clients(every),
+    )
+    found = [("throughput-beside", draw("Throughput by load", "output tokens/s", lambda point: point.output_tokens_per_s, number))]
+    for kind in ("ttft", "itl"):
+        for share in ("p50", "p99"):
+            value = partial(_share_of, kind=kind, share=share)
+            if any(value(point) is not None for point in every):
+                words = f"{KINDS[kind]} {share}"
+                found.append((f"{kind}-{share}-beside", draw(f"{words} by load", words, value, duration)))
+    return found
+
+
+def _share_of(point: LoadPoint, kind: str, share: str) -> float | None:
+    latency = latency_of(point, kind)
+    return None if latency is None else float(getattr(latency, f"{share}_s"))
+
+
+def side_by_side(
+    title: str, y_name: str, lines: Mapping[str, Sequence[svg.Point]], tell: Callable[[float], str], *, x_name: str = "clients at once", log_x: bool = True
+) -> svg.Chart:
+    """One figure of several servers by load."""
+    told = "; ".join(f"{name}: {', '.join(f'{tell(height)} at {load:g}' for load, height in sorted(line))}" for name, line in lines.items())
+    series = [svg.Series(name=name, points=sorted(line), css=f"k{place % _NUM_COLOURS}", dots=True) for place, (name, line) in enumerate(lines.items()) if line]
+    return _over_loads(title, told, series, y_name, tell, x_name=x_name, log_x=log_x)
 
 
 def load_of(point: LoadPoint) -> float:
@@ -51,7 +87,7 @@ def throughput(test: LoadTest) -> svg.Chart:
     points = [(load_of(point), point.output_tokens_per_s) for point in test.points]
     told = "; ".join(f"{number(point.output_tokens_per_s)} tokens/s at {point.label}" for point in test.points)
     series = [svg.Series(name="output tokens/s", points=sorted(points), css="k0", dots=True)]
-    return _over_loads(test, "Throughput by load", told, series, "output tokens/s", number)
+    return _over_loads("Throughput by load", told, series, "output tokens/s", number, x_name=load_name(test.points), log_x=_are_clients(test.points))
 
 
 def by_load(test: LoadTest, kind: str) -> svg.Chart:
@@ -61,19 +97,19 @@ def by_load(test: LoadTest, kind: str) -> svg.Chart:
         points = [(load_of(point), getattr(found, f"{share}_s")) for point in test.points if (found := latency_of(point, kind)) is not None]
         series.append(svg.Series(name=share, points=sorted(points), css=f"k{place}", dots=True))
     told = "; ".join(f"{found.p50_s:.4g} s at {point.label} in the median" for point in test.points if (found := latency_of(point, kind)))
-    return _over_loads(test, f"{KINDS[kind]} by load", told, series, KINDS[kind], duration)
+    return _over_loads(f"{KINDS[kind]} by load", told, series, KINDS[kind], duration, x_name=load_name(test.points), log_x=_are_clients(test.points))
 
 
-def _over_loads(test: LoadTest, title: str, told: str, series: list[svg.Series], y_name: str, tell: Callable[[float], str]) -> svg.Chart:
+def _over_loads(title: str, told: str, series: list[svg.Series], y_name: str, tell: Callable[[float], str], *, x_name: str, log_x: bool) -> svg.Chart:
     return svg.Chart(
         title=title,
         description=told,
         series=series,
-        x_name=load_name(test.points),
+        x_name=x_name,
         y_name=y_name,
-        log_x=_are_clients(test.points),  # 1, 8, 32: straight, the small ones would crowd
+        log_x=log_x,  # 1, 8, 32: straight, the small ones would crowd
         from_zero=True,
-        x_ticks=lambda low, high, num_ticks: sorted(map(load_of, test.points)),
+        x_ticks=lambda low, high, num_ticks: sorted({load for one in series for load, _ in one.points}),
         format_x=lambda value: f"{value:g}",
         format_y=tell,
     )

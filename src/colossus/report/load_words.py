@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from colossus.report.words import count, duration, percent
 from colossus.spec.load import Latency, LoadPoint, LoadTest, Objectives
@@ -37,6 +37,29 @@ def row(test: LoadTest, point: LoadPoint) -> list[str]:
     goodput = [number(point.goodput_requests_per_s)] if objective_words(test.objectives) else []
     latencies = [two(latency_of(point, kind)) for kind in KINDS]
     return [point.label, number(point.requests_per_s), number(point.output_tokens_per_s), *goodput, *latencies, failed(point)]
+
+
+def named(test: LoadTest, others: Mapping[str, LoadTest]) -> dict[str, LoadTest]:
+    """This test, by its model's name, and the others."""
+    return {test.model: test, **others}
+
+
+def beside_header() -> list[str]:
+    """Of the table of several servers."""
+    return ["load", "server", "output tok/s", *(f"{name} p50 / p99" for name in KINDS.values()), "failed"]
+
+
+def beside_rows(tests: Mapping[str, LoadTest]) -> list[list[str]]:
+    """Load by load, each server that was tested at it; loads that only one of them had are left out."""
+    labels = dict.fromkeys(point.label for test in tests.values() for point in test.points)
+    rows = []
+    for label in labels:
+        found = [(name, point) for name, test in tests.items() for point in test.points if point.label == label]
+        if len(found) > 1:
+            rows += [
+                [label, name, number(point.output_tokens_per_s), *(two(latency_of(point, kind)) for kind in KINDS), failed(point)] for name, point in found
+            ]
+    return rows
 
 
 def two(latency: Latency | None) -> str:
