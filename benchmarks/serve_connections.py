@@ -29,7 +29,6 @@ from colossus.serve.load.client import Endpoint, Target, ask_server
 from colossus.serve.load.prompts import make_prompts
 from colossus.serve.load.sample import Sample
 from colossus.serve.load.server import connections, find_server, get_json
-from colossus.serve.load.wire import lines
 from colossus.serve.load.workload import Ask
 
 PROBE = """
@@ -79,7 +78,7 @@ async def storm(server: Served, num_clients: int, num_requests: int, watch: Watc
             while answered < num_requests:
                 asked += 1
                 sample = Sample(ask=Ask(number=asked, prompt_tokens=16, output_tokens=8), arrival_s=0.0, sent_s=0.0)
-                await ask_server(opened, target, sample, time.perf_counter)
+                await ask_server(session, target, sample, time.perf_counter)
                 if sample.error is None:
                     answered += 1
                     if answered % max(1, num_requests // 50) == 0:
@@ -88,8 +87,7 @@ async def storm(server: Served, num_clients: int, num_requests: int, watch: Watc
                     errors[f"{sample.error}: {sample.detail}" if sample.error != "429" else "429"] += 1
                     await asyncio.sleep(1.0)
 
-        async with lines(found.url, found.headers) as opened:
-            await asyncio.gather(*(client() for _ in range(num_clients)))
+        await asyncio.gather(*(client() for _ in range(num_clients)))
         await asyncio.sleep(1.0)
         stats = await get_json(session, f"{server.url}/stats")
     assert stats["running"] == stats["waiting"] == stats["in_flight"] == 0 and stats["kv_used_fraction"] == 0, stats

@@ -18,7 +18,6 @@ import signal
 import socket
 import time
 from collections import Counter
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from colossus.serve.load.client import Endpoint, Target, ask_server
 from colossus.serve.load.prompts import make_prompts
 from colossus.serve.load.sample import Sample
 from colossus.serve.load.server import connections, find_server, get_json
-from colossus.serve.load.wire import lines
 from colossus.serve.load.workload import Ask
 
 _PATIENCE_S = 180.0
@@ -40,9 +38,8 @@ PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/respo
 
 async def kills(url: str, num_kills: int, chance: random.Random) -> dict[str, Any]:
     samples, over = list[Sample](), asyncio.Event()
-    async with connections() as session, AsyncExitStack() as stack:
+    async with connections() as session:
         found = await find_server(session, url, None)
-        opened = await stack.enter_async_context(lines(found.url, found.headers))
         target = Target(server=found, endpoint=Endpoint.COMPLETIONS, prompts=await make_prompts(session, found, chat=False, seed=1), timeout_s=_PATIENCE_S)
 
         async def client() -> None:
@@ -50,7 +47,7 @@ async def kills(url: str, num_kills: int, chance: random.Random) -> dict[str, An
                 at_s = time.perf_counter()
                 sample = Sample(ask=Ask(number=len(samples), prompt_tokens=32, output_tokens=64), arrival_s=at_s, sent_s=at_s)
                 samples.append(sample)
-                await ask_server(opened, target, sample, time.perf_counter)
+                await ask_server(session, target, sample, time.perf_counter)
 
         clients = [asyncio.create_task(client()) for _ in range(8)]
         watching = asyncio.create_task(downtimes(session, url, over))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,12 +15,13 @@ import aiohttp
 
 from colossus.serve.load.prompts import Prompts, chat_messages
 from colossus.serve.load.sample import Sample
-from colossus.serve.load.server import Server, said
-from colossus.serve.load.wire import BrokenLine, Lines
+from colossus.serve.load.server import Server, reason, said
 from colossus.serve.load.workload import Ask
 
 # Text that is not empty, and what else an event may tell; a quote within a text is escaped, so that neither is found in one.
 _TEXT = re.compile(rb'"(?:text|content)":\s*"[^"]')
+_STALE_S, _MOST_TRIES = 0.25, 5  # a connection that its server has closed says so sooner
+_JSON = {"Content-Type": "application/json"}
 _MORE = re.compile(rb'"(?:finish_reason|usage|error)":\s*[^\sn]')
 
 
@@ -63,25 +65,43 @@ async def events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
                 yield line[5:].strip()
 
 
-async def ask_server(lines: Lines, target: Target, sample: Sample, now_s: Callable[[], float]) -> None:
+async def ask_server(session: aiohttp.ClientSession, target: Target, sample: Sample, now_s: Callable[[], float]) -> None:
     """Sends the sample's ask and fills in what comes of it; errors are part of that."""
     body = json.dumps(target.body(sample.ask)).encode()
     listener = _Listener(sample, now_s)
     sample.sent_s = now_s()
     try:
         async with asyncio.timeout(target.timeout_s):
-            status, refusal = await lines.post(target.endpoint.path, body, listener.take)
+            await _post(session, target, body, listener)
     except TimeoutError:
         _fail(sample, "timeout", f"no end after {target.timeout_s:g} s")
-    except BrokenLine as error:
-        _fail(sample, "connection", str(error))
+    except (aiohttp.ClientError, OSError) as error:
+        _fail(sample, "connection", reason(error))
     else:
-        if status != 200:
-            _fail(sample, str(status), said(refusal))
-        elif sample.error is None and not listener.is_whole and sample.finish is None:
+        if sample.error is None and not listener.is_whole and sample.finish is None:
             _fail(sample, "cut off", "the stream ended before the answer did")
     if not sample.end_s or sample.error is not None:
         sample.end_s = now_s()
+
+
+async def _post(session: aiohttp.ClientSession, target: Target, body: bytes, listener: _Listener) -> None:
+    """Some servers close a kept connection without a word; a request that meets that at once is sent again."""
+    url, num_tries = f"{target.server.url}{target.endpoint.path}", 0
+    while True:
+        begin_s = time.perf_counter()
+        try:
+            response = await session.post(url, data=body, headers=_JSON)
+            break
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            num_tries += 1
+            if isinstance(error, aiohttp.ClientConnectorError) or num_tries == _MOST_TRIES or time.perf_counter() - begin_s > _STALE_S:
+                raise
+    async with response:
+        if response.status != 200:
+            _fail(listener.sample, str(response.status), said(await response.text(errors="replace")))
+            return
+        async for piece in response.content.iter_any():
+            listener.take(piece)
 
 
 class _Listener:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 
+import aiohttp
 import numpy as np
 
 from colossus.serve.load.client import Target, ask_server
 from colossus.serve.load.sample import Sample
-from colossus.serve.load.wire import Lines
 from colossus.serve.load.workload import Ask
 from colossus.spec.load import ClientCost
 
@@ -48,13 +48,13 @@ class Watch:
         )
 
 
-async def warm_up(lines: Lines, target: Target, asks: Sequence[Ask], num_requests: int) -> list[Sample]:
+async def warm_up(session: aiohttp.ClientSession, target: Target, asks: Sequence[Ask], num_requests: int) -> list[Sample]:
     """Requests before the test whose times are left out: all at once, with prompts that the test does not use."""
     chosen = [replace(ask, number=-1 - number, at_s=None) for number, ask in enumerate(islice(cycle(asks), num_requests if asks else 0))]
-    return await closed_loop(lines, target, chosen, max(1, len(chosen)), lambda _: None)
+    return await closed_loop(session, target, chosen, max(1, len(chosen)), lambda _: None)
 
 
-async def closed_loop(lines: Lines, target: Target, asks: Sequence[Ask], num_clients: int, tell: Tell) -> list[Sample]:
+async def closed_loop(session: aiohttp.ClientSession, target: Target, asks: Sequence[Ask], num_clients: int, tell: Tell) -> list[Sample]:
     """Every client asks, waits for the whole answer, and asks again."""
     waiting, samples = iter(asks), list[Sample]()
     now_s = _clock()
@@ -63,7 +63,7 @@ async def closed_loop(lines: Lines, target: Target, asks: Sequence[Ask], num_cli
         for ask in waiting:
             at_s = now_s()
             sample = Sample(ask=ask, arrival_s=at_s, sent_s=at_s)
-            await ask_server(lines, target, sample, now_s)
+            await ask_server(session, target, sample, now_s)
             samples.append(sample)
             tell(len(samples))
 
@@ -73,14 +73,14 @@ async def closed_loop(lines: Lines, target: Target, asks: Sequence[Ask], num_cli
     return samples
 
 
-async def open_loop(lines: Lines, target: Target, asks: Sequence[Ask], tell: Tell) -> list[Sample]:
+async def open_loop(session: aiohttp.ClientSession, target: Target, asks: Sequence[Ask], tell: Tell) -> list[Sample]:
     """Each ask at its own time, however many are on their way."""
     samples = list[Sample]()
     now_s = _clock()
 
     async def one(ask: Ask, at_s: float) -> None:
         sample = Sample(ask=ask, arrival_s=at_s, sent_s=at_s)
-        await ask_server(lines, target, sample, now_s)
+        await ask_server(session, target, sample, now_s)
         samples.append(sample)
         tell(len(samples))
 

@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
+
 from colossus.serve.load.client import Endpoint, Target
 from colossus.serve.load.drive import Watch, closed_loop, open_loop, warm_up
 from colossus.serve.load.errors import ServerError
@@ -16,7 +18,6 @@ from colossus.serve.load.measures import load_point
 from colossus.serve.load.prompts import make_prompts
 from colossus.serve.load.sample import Sample
 from colossus.serve.load.server import Server, connections, find_server
-from colossus.serve.load.wire import Lines, lines
 from colossus.serve.load.workload import Ask, scaled
 from colossus.spec.load import LoadPoint, LoadTest, Objectives
 
@@ -71,8 +72,7 @@ async def run(order: Order, tell: Tell, keep: Keep | None = None) -> LoadTest:
         target = Target(
             server=server, endpoint=order.endpoint, prompts=prompts, temperature=order.temperature, ignore_eos=order.ignore_eos, timeout_s=order.timeout_s
         )
-    async with lines(server.url, server.headers) as opened:
-        points = [await _play(opened, order, target, load, tell, keep) for load in order.loads]
+        points = [await _play(session, order, target, load, tell, keep) for load in order.loads]
     return LoadTest(
         url=server.url,
         model=server.model,
@@ -86,19 +86,19 @@ async def run(order: Order, tell: Tell, keep: Keep | None = None) -> LoadTest:
     )
 
 
-async def _play(opened: Lines, order: Order, target: Target, load: Load, tell: Tell, keep: Keep | None) -> LoadPoint:
+async def _play(session: aiohttp.ClientSession, order: Order, target: Target, load: Load, tell: Tell, keep: Keep | None) -> LoadPoint:
     asks = scaled(load.asks, max_sequence_tokens=target.server.max_sequence_tokens)
     wanted = min(load.num_clients or 8, 8) if order.num_warmup_requests is None else order.num_warmup_requests
-    warm = await warm_up(opened, target, asks, wanted)
+    warm = await warm_up(session, target, asks, wanted)
     _check(target, warm)
     watch = Watch()
     watching = asyncio.create_task(watch.run())
     await asyncio.sleep(0)
     try:
         if load.num_clients is not None:
-            samples = await closed_loop(opened, target, asks, load.num_clients, lambda number: tell(load.label, number, len(asks)))
+            samples = await closed_loop(session, target, asks, load.num_clients, lambda number: tell(load.label, number, len(asks)))
         else:
-            samples = await open_loop(opened, target, asks, lambda number: tell(load.label, number, len(asks)))
+            samples = await open_loop(session, target, asks, lambda number: tell(load.label, number, len(asks)))
         cost = watch.cost(samples)
     finally:
         watching.cancel()
