@@ -45,7 +45,7 @@ class Crew {
 
  private:
   static void pause(long spins) {
-    if (spins > 4000) return std::this_thread::yield();
+    if (spins > 64) return std::this_thread::yield();
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
