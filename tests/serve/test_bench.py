@@ -57,6 +57,10 @@ def test_another_servers_result_stands_beside(script, tmp_path):
     assert len(re.findall(r"^[12] clients? +theirs ", done.stdout, re.MULTILINE)) == 2
     assert "theirs" in (tmp_path / "load.html").read_text() and "Beside others" in (tmp_path / "load.html").read_text()
     assert "theirs" in (tmp_path / "plots" / "ttft-p99-beside.svg").read_text()
+    test = LoadTest.from_data(json.loads(other.read_text()), origin="other")
+    again = bench(script.url, *load[:-1], "4", "--beside", f"{test.model}={other}")
+    assert f"{test.model}, now " in again.stdout and f"{test.model} was asked for something else" in again.stdout
+    assert "two results are called 'other'" in bench(script.url, "--beside", str(other), "--beside", str(other)).output
 
 
 @pytest.mark.parametrize(("text", "words"), [(None, "No such file"), ("{", "is no result of 'colossus bench URL --json'"), ("{}", "points")])

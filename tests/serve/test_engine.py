@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colossus.nn.paged import page_bytes
+from colossus.policy import batching
 from colossus.serve import engine as engine_module
 from colossus.serve.engine import Engine
 from colossus.serve.options import EngineOptions
@@ -91,7 +92,31 @@ def workloads(draw: Any) -> dict[str, Any]:
         "prefix_caching": draw(st.booleans()),
         "policy": draw(st.sampled_from(["fcfs", "priority", "shortest", "fair"])),
     }
-    return {"options": options, "requests": requests, "fuses": draw(st.booleans())}
+    return {"options": options, "requests": requests, "fuses": draw(st.booleans()), "hurries": draw(st.booleans())}
+
+
+def test_answers_under_way_do_not_wait_long_for_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do prompts for ever: a slow device reads them in small steps beside an answer, and in whole ones alone."""
+    monkeypatch.setattr(batching, "MIN_STEP_TOKENS", 16)
+    engine = make_engine(max_running=2, max_step_tokens=64)
+    engine._measure = lambda flight: None  # type: ignore[method-assign]
+    engine._token_s = 1.0
+    plans: list[int] = []
+    plan = engine._scheduler.plan
+    engine._scheduler.plan = lambda *given: _noted(plan(*given), plans)  # type: ignore[method-assign]
+    prompts = [tuple((place + first) % VOCAB_SIZE for place in range(50)) for first in range(2)]
+    engine.add(ask("a", prompts[0], max_tokens=30))
+    engine.step()
+    engine.add(ask("b", prompts[1], max_tokens=2))
+    outputs = run(engine)
+    assert plans[0] == 50 and max(plans[1:]) == 16 and sum(count > 2 for count in plans[1:]) == 4
+    assert all(tokens_of(outputs[name]) == answer_to(prompt, most, 0) for name, prompt, most in (("a", prompts[0], 30), ("b", prompts[1], 2)))
+
+
+def _noted(plan: Any, plans: list[int]) -> Any:
+    if plan is not None:
+        plans.append(int(plan.counts.sum()))
+    return plan
 
 
 @given(workload=workloads())
@@ -102,6 +127,9 @@ def test_every_request_gets_its_own_answer_whatever_is_around_it(workload: dict[
         engine = make_engine(**workload["options"])
         if workload["fuses"]:
             engine._measure = lambda flight: engine._step_s.update(dict.fromkeys(range(9), 1e-4))  # type: ignore[method-assign]
+        if workload["hurries"]:  # steps beside answers under way are as short as they may be
+            monkeypatch.setattr(batching, "MIN_STEP_TOKENS", 3)
+            engine._token_s = 1e9
         prompts, outputs = _play(engine, workload["requests"])
     assert_empty(engine)
     for asked in workload["requests"]:

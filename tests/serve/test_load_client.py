@@ -79,8 +79,15 @@ def test_a_refusal_is_told_with_its_words() -> None:
 
 @pytest.mark.parametrize("answer", [b"220 mail.example.com ESMTP\r\n", CHUNKED[:120], b""], ids=["no http", "cut", "nothing"])
 def test_what_is_no_answer_is_a_broken_connection(answer: bytes) -> None:
-    [sample], _ = asyncio.run(exchange(answer, 10))
-    assert sample.error == "connection" and sample.detail
+    [sample], num_connections = asyncio.run(exchange(answer, 10))
+    assert sample.error == "connection" and sample.detail and num_connections == 1
+
+
+@pytest.mark.parametrize("event", [b"null", b'"ping"', b'{"choices": [null]}', b"{"])
+def test_what_is_no_event_fails_its_request_alone(event: bytes) -> None:
+    body = b"data: " + event + b"\n\n"
+    [sample], _ = asyncio.run(exchange(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body), 10))
+    assert sample.error == "no event"
 
 
 def test_nobody_there_is_a_broken_connection() -> None:

@@ -130,6 +130,7 @@ def command(
     URL: of any OpenAI-compatible server: ours, vLLM, llama.cpp. Without --concurrency, --rate or --trace: 1, 8 and 32 clients.
     """
     _check_url(url)
+    others = _others(beside)
     order = _order(url, options)
     kept: list[str] = []
     test = _run(order, None if samples is None else lambda label, found: kept.extend(_lines(label, found)))
@@ -137,13 +138,21 @@ def command(
         from colossus.cli.files import write_file
 
         write_file(samples, "".join(kept), what="samples")
-    others = dict(beside)
     _write(test, others, page, plots)
     if as_json:
         print_json(test.to_data())
     else:
         _show(test, others)
     _check_answers(test)
+
+
+def _others(beside: Sequence[tuple[str, LoadTest]]) -> dict[str, LoadTest]:
+    others = dict(beside)
+    if len(others) < len(beside):
+        names = [name for name, _ in beside]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise click.UsageError(f"--beside: two results are called {twice!r}; give names of their own: --beside NAME=FILE")
+    return others
 
 
 def _check_url(url: str) -> None:
@@ -307,5 +316,5 @@ def _show(test: LoadTest, others: dict[str, LoadTest]) -> None:
         console.print(f"\n{point.label}")
         console.print(table)
     console.print()
-    for note in (*test.notes, words.client_words(test.points), words.warm_up_words(test.points)):
+    for note in (*test.notes, *words.beside_notes(test, others), words.client_words(test.points), words.warm_up_words(test.points)):
         console.print(f"- {note}")

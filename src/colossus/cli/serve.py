@@ -177,7 +177,7 @@ def _engine(path: Path, options: dict[str, Any], kind: str) -> EngineOptions:
         max_running=options["max_running"],
         max_step_tokens=options["max_step_tokens"],
         kv_bytes=None if options["kv_gib"] is None else int(options["kv_gib"] * _GIB),
-        host_memory_bytes=usable_memory_bytes(),
+        host_memory_bytes=usable_memory_bytes() // options["replicas"],
         prefix_caching=not options["no_prefix_caching"],
         num_draft_tokens=options["draft_tokens"],
         policy=options["policy"],

@@ -17,7 +17,7 @@ PATIENCE_S = 60.0  # a request that waited longer goes before all that did not, 
 
 MIXED_STEP_S = 0.2  # answers under way wait about so long at most for the prompts that a step reads beside them
 MIN_STEP_TOKENS = 128  # below this a step's own cost weighs more than its tokens
-_STEP_TOKENS = 32  # budgets are multiples of it
+_STEP_TOKENS = 32  # a shorter budget is a multiple of it
 
 
 class Order(StrEnum):
@@ -91,7 +91,7 @@ def order_named(name: str) -> Order:
 def step_budget(most_tokens: int, *, num_decoding: int, token_s: float | None) -> int:
     """Tokens of the next step: ``most_tokens``, fewer where answers would wait longer than ``MIXED_STEP_S`` for it.
 
-    :param num_decoding: requests that draw a token in it; half of the budget at least is left to prompts.
+    :param num_decoding: requests that draw a token in it; as much is left to prompts, where ``most_tokens`` allows.
     :param token_s: of one token in steps that read prompts, as measured; None before the first.
     """
     if not num_decoding or token_s is None:

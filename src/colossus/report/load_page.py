@@ -50,7 +50,8 @@ def _others(test: LoadTest, others: Mapping[str, LoadTest]) -> list[str]:
     if not others:
         return []
     tests = words.named(test, others)
-    return [_section("Beside others", _table(words.beside_header(), words.beside_rows(tests))), *(_chart(name, chart) for name, chart in beside(tests))]
+    notes = "".join(f"<p>{escape(note)}</p>" for note in words.beside_notes(test, others))
+    return [_section("Beside others", _table(words.beside_header(), words.beside_rows(tests)) + notes), *(_chart(name, chart) for name, chart in beside(tests))]
 
 
 def _chart(name: str, chart: svg.Chart) -> str:

@@ -35,7 +35,9 @@ def svgs(found: Sequence[Named], size: str = "wide") -> list[tuple[str, str]]:
 
 
 def beside(tests: Mapping[str, LoadTest]) -> list[Named]:
-    """Several servers under the same loads: a line each."""
+    """Several servers under the same kind of loads as the first: a line each."""
+    clients = _are_clients(next(iter(tests.values())).points)
+    tests = {name: test for name, test in tests.items() if _are_clients(test.points) == clients}
     every = [point for test in tests.values() for point in test.points]
     draw = lambda title, y_name, value, tell: side_by_side(
         title,

@@ -41,7 +41,16 @@ def row(test: LoadTest, point: LoadPoint) -> list[str]:
 
 def named(test: LoadTest, others: Mapping[str, LoadTest]) -> dict[str, LoadTest]:
     """This test, by its model's name, and the others."""
-    return {test.model: test, **others}
+    return {f"{test.model}, now" if test.model in others else test.model: test, **others}
+
+
+def beside_notes(test: LoadTest, others: Mapping[str, LoadTest]) -> list[str]:
+    """What makes others no equals."""
+    return [
+        f"{name} was asked for something else: {other.workload}, {other.endpoint} (here: {test.workload}, {test.endpoint})."
+        for name, other in others.items()
+        if (other.workload, other.endpoint) != (test.workload, test.endpoint)
+    ]
 
 
 def beside_header() -> list[str]:

@@ -197,14 +197,14 @@ class Engine:
         plan = flight.plan
         for sequence in plan.sequences:
             sequence.num_flights -= 1
-        if plan.purpose is Purpose.SCORE:
-            return self._read_scores(flight)
-        if plan.purpose is Purpose.EMBED:
-            return self._read_embeddings(flight)
+        if plan.purpose is not Purpose.ANSWER:
+            outputs = self._read_scores(flight) if plan.purpose is Purpose.SCORE else self._read_embeddings(flight)
+            self._last_read_s = time.perf_counter()
+            return outputs
         drawn = flight.drawn()
         self._measure(flight)
         table = None if flight.outputs.logprobs is None else LogprobTable(flight.outputs.logprobs)
-        outputs = []
+        outputs = list[Output]()
         for row, (sequence, draws) in enumerate(zip(plan.sequences, plan.draws.tolist(), strict=True)):
             if draws and not sequence.ended:
                 if plan.drafts is not None:
@@ -213,14 +213,14 @@ class Engine:
         return outputs
 
     def _measure(self, flight: Flight) -> None:
-        """What a step took; of those that read prompts only such as are long enough for their tokens to count."""
+        """What a step took: of decoding by rows; of reading prompts by tokens, where there are enough of them and padding takes no time."""
         now_s, plan = time.perf_counter(), flight.plan
         taken_s = now_s - max(self._last_read_s, flight.dispatched_s)
         if plan.decodes:
             size = len(plan.slots).bit_length()
             self._step_s[size] = _mean(self._step_s.get(size), taken_s / plan.num_steps)
-        elif (num_tokens := int(plan.counts.sum())) >= MIN_STEP_TOKENS // 2:
-            self._token_s = _mean(self._token_s, taken_s / num_tokens)
+        elif self._shapes.ragged and plan.drafts is None and plan.counts[plan.counts > 1].sum() >= MIN_STEP_TOKENS // 2:
+            self._token_s = _mean(self._token_s, taken_s / int(plan.counts.sum()))
         self._last_read_s = now_s
 
     def _check_guess(self, sequence: Sequence, guess: list[int], drawn: list[int]) -> None:

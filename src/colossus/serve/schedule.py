@@ -127,7 +127,8 @@ class Scheduler:
         :param step_s, token_s: what a step of decoding takes, and each token of a step that reads prompts, where that is known.
         """
         self._grow()
-        num_decoding = int(np.count_nonzero(self.slots.length[self.rows] - self.slots.computed[self.rows] == 1))
+        length, rows = self.slots.length, self.rows
+        num_decoding = int(np.count_nonzero((length[rows] - self.slots.computed[rows] == 1) & (length[rows] < self.slots.limit[rows])))
         self._budget = step_budget(self.limits.max_step_tokens, num_decoding=num_decoding, token_s=token_s)
         self._admit()
         plan = self._choose()
@@ -309,7 +310,8 @@ class Scheduler:
         slots = self.slots
         if slots.level[plan.slots].max() > Level.PLAIN:
             return
-        room = self._budget - int(plan.counts.sum())
+        reads_prompts = bool(plan.counts.max() > 1)
+        room = (self._budget if reads_prompts else self.limits.max_step_tokens) - int(plan.counts.sum())
         drafts: list[list[int]] = []
         for row, sequence in enumerate(plan.sequences):
             guess: list[int] = []

@@ -15,14 +15,14 @@ import aiohttp
 
 from colossus.serve.load.prompts import Prompts, chat_messages
 from colossus.serve.load.sample import Sample
-from colossus.serve.load.server import Server, reason, said
+from colossus.serve.load.server import Line, Server, reason, said
 from colossus.serve.load.workload import Ask
 
 # Text that is not empty, and what else an event may tell; a quote within a text is escaped, so that neither is found in one.
 _TEXT = re.compile(rb'"(?:text|content)":\s*"[^"]')
-_STALE_S, _MOST_TRIES = 0.25, 5  # a connection that its server has closed says so sooner
-_JSON = {"Content-Type": "application/json"}
 _MORE = re.compile(rb'"(?:finish_reason|usage|error)":\s*[^\sn]')
+_JSON = {"Content-Type": "application/json"}
+_STALE_S = 0.25  # a connection that its server has closed says so sooner
 
 
 class Endpoint(StrEnum):
@@ -86,15 +86,14 @@ async def ask_server(session: aiohttp.ClientSession, target: Target, sample: Sam
 
 async def _post(session: aiohttp.ClientSession, target: Target, body: bytes, listener: _Listener) -> None:
     """Some servers close a kept connection without a word; a request that meets that at once is sent again."""
-    url, num_tries = f"{target.server.url}{target.endpoint.path}", 0
+    url = f"{target.server.url}{target.endpoint.path}"
     while True:
-        begin_s = time.perf_counter()
+        begin_s, line = time.perf_counter(), Line()
         try:
-            response = await session.post(url, data=body, headers=_JSON)
+            response = await session.post(url, data=body, headers=_JSON, trace_request_ctx=line)
             break
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-            num_tries += 1
-            if isinstance(error, aiohttp.ClientConnectorError) or num_tries == _MOST_TRIES or time.perf_counter() - begin_s > _STALE_S:
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if not line.was_kept or time.perf_counter() - begin_s > _STALE_S:
                 raise
     async with response:
         if response.status != 200:
@@ -132,8 +131,8 @@ class _Listener:
     def _whole_event(self, data: bytes, at_s: float) -> None:
         try:
             _take(self.sample, json.loads(data), at_s)
-        except ValueError:
-            _fail(self.sample, "no JSON", data[:200].decode(errors="replace"))
+        except (ValueError, TypeError, AttributeError):
+            _fail(self.sample, "no event", data[:200].decode(errors="replace"))
 
 
 def _take(sample: Sample, event: dict[str, Any], at_s: float) -> None:

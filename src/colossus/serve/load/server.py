@@ -41,12 +41,31 @@ def base_url(url: str) -> str:
     return whole.rstrip("/").removesuffix("/v1")
 
 
+@dataclass
+class Line:
+    """Given as a request's ``trace_request_ctx``: whether its connection had served another one before."""
+
+    was_kept: bool = False
+
+
 @asynccontextmanager
 async def connections(api_key: str | None = None) -> AsyncIterator[aiohttp.ClientSession]:
-    """A session that opens as many connections as there are requests, and keeps them."""
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
-    never = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(connector=connector, timeout=never, headers=headers(api_key), read_bufsize=2**18) as session:
+    """A session that opens as many connections as there are requests, keeps them, and asks for nothing compressed."""
+
+    async def kept(session: aiohttp.ClientSession, context: Any, params: Any) -> None:
+        if isinstance(context.trace_request_ctx, Line):
+            context.trace_request_ctx.was_kept = True
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_reuseconn.append(kept)
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+        timeout=aiohttp.ClientTimeout(total=None),
+        headers={"Accept-Encoding": "identity", **headers(api_key)},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        read_bufsize=2**18,
+        trace_configs=[tracing],
+    ) as session:
         yield session
 
 
