@@ -6,6 +6,7 @@ import asyncio
 import math
 import re
 import secrets
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from colossus.serve.limits import LimitError, Limits
 from colossus.serve.logs import RequestLog
 from colossus.serve.settings import DoorSettings
 from colossus.serve.tracing import Tracing
+from colossus.serve.turns import Turns
 
 # Asked often, by machines, for nothing that needs a key: not logged, not limited, answered also while draining.
 OPEN_PATHS = frozenset({"/health", "/ready", "/version"})
@@ -52,14 +54,18 @@ class Gate:
         self._app = app
         self._keeping = keeping
         self._num_held_bytes = 0  # of bodies, all requests together
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        arrived_s = time.monotonic()
+        if scope["path"] not in OPEN_PATHS:
+            await self._turns.take()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        call = Call(id=_request_id(scope), method=scope["method"], route=scope["path"][:_MOST_ROUTE_CHARACTERS])
+        call = Call(id=_request_id(scope), method=scope["method"], route=scope["path"][:_MOST_ROUTE_CHARACTERS], started_s=arrived_s)
         if scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, _Noting(call, send))
             return
