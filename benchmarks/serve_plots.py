@@ -30,7 +30,7 @@ def main() -> None:
             (f"serve-peers-{told['model']}-{name}", side_by_side(f"{told['model']}: {title}", y_name, lines(told["http"], figure), tell))
             for name, (figure, title, y_name, tell) in FIGURES.items()
         ]
-        for name, drawn in svgs(charts, "narrow"):
+        for name, drawn in svgs(charts):
             file = ROOT / "docs" / "img" / f"{name}.svg"
             file.write_text(drawn)
             print(file)

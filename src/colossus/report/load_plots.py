@@ -28,9 +28,9 @@ def charts(test: LoadTest) -> list[Named]:
     return [*found, ("in-flight", flight(test.points))]
 
 
-def svgs(found: Sequence[Named], size: str = "wide") -> list[tuple[str, str]]:
+def svgs(found: Sequence[Named]) -> list[tuple[str, str]]:
     """Each as a file of its own."""
-    width, height = SIZES[size]
+    width, height = SIZES["wide"]
     return [(name, svg.draw(chart, width=width, height=height, key=name, style=style(SHEETS)) + "\n") for name, chart in found]
 
 
