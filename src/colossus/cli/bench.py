@@ -69,6 +69,7 @@ class Result(click.ParamType):
     name = "result"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        from colossus.spec.errors import SpecError
         from colossus.spec.load import LoadTest
 
         if not isinstance(value, str):
@@ -77,9 +78,9 @@ class Result(click.ParamType):
         try:
             return name or Path(file).stem, LoadTest.from_data(json.loads(Path(file).read_bytes()), origin=file)
         except OSError as error:
-            self.fail(f"{file}: {error.strerror}", param, ctx)
-        except ValueError as error:
-            self.fail(f"{file} is no result of 'colossus bench URL --json': {error}", param, ctx)
+            self.fail(f"{file}: {error.strerror}; give a file that 'colossus bench URL --json > FILE' wrote", param, ctx)
+        except (ValueError, SpecError) as error:
+            self.fail(f"{file} is no result of 'colossus bench URL --json': {str(error).splitlines()[0]}", param, ctx)
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:

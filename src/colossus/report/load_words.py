@@ -44,9 +44,15 @@ def named(test: LoadTest, others: Mapping[str, LoadTest]) -> dict[str, LoadTest]
     return {f"{test.model}, now" if test.model in others else test.model: test, **others}
 
 
+def labels(test: LoadTest) -> set[str]:
+    """Of its loads."""
+    return {point.label for point in test.points}
+
+
 def beside_notes(test: LoadTest, others: Mapping[str, LoadTest]) -> list[str]:
     """What makes others no equals."""
-    return [
+    alone = [f"No load of this test was played on {name} too." for name, other in others.items() if not labels(test) & labels(other)]
+    return alone + [
         f"{name} was asked for something else: {other.workload}, {other.endpoint} (here: {test.workload}, {test.endpoint})."
         for name, other in others.items()
         if (other.workload, other.endpoint) != (test.workload, test.endpoint)

@@ -23,6 +23,7 @@ from colossus.spec.load import LoadPoint, LoadTest, Objectives
 
 _BUSY_FRACTION, _LATE_S = 0.7, 0.02  # of the client's core, and of its loop: above, its figures are in doubt
 _JUDGED_FROM_S = 1.0  # shorter tests say nothing of the client's share of a core
+_CACHED_FRACTION = 0.05  # of prompt tokens: above, a note says so
 CLIENT_IN_DOUBT = "The client was busy or late itself"
 
 
@@ -144,6 +145,10 @@ def _notes(points: Sequence[LoadPoint], *, exact: bool, ignore_eos: bool) -> lis
         notes.append("The server has no /tokenize: prompts are of about so many tokens; its own counts are shown.")
     if any(point.counted_by == "events" for point in points):
         notes.append("The server counts no tokens in its streams: each event with text was taken for one.")
+    num_prompt, num_cached = (sum(getattr(point, name) for point in points) for name in ("num_prompt_tokens", "num_cached_tokens"))
+    if num_cached > _CACHED_FRACTION * num_prompt:
+        share = f"{num_cached / num_prompt:.0%}"
+        notes.append(f"{share} of the prompt tokens came from the server's prefix cache: shared on purpose, or asked before (another --seed asks anew).")
     if any(point.num_short_answers for point in points):
         why = "it heeds no ignore_eos" if ignore_eos else "they came to their own end"
         notes.append(f"Some answers were shorter than asked: {why}.")
