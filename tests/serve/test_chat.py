@@ -122,6 +122,7 @@ class Terminal:
             stderr=follower,
             env=environment,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a shell tells what runs in its background to ignore it
         )
         os.close(follower)
         self.seen = ""
