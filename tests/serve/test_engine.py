@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -111,6 +112,23 @@ def test_answers_under_way_do_not_wait_long_for_prompts(monkeypatch: pytest.Monk
     outputs = run(engine)
     assert plans[0] == 50 and max(plans[1:]) == 16 and sum(count > 2 for count in plans[1:]) == 4
     assert all(tokens_of(outputs[name]) == answer_to(prompt, most, 0) for name, prompt, most in (("a", prompts[0], 30), ("b", prompts[1], 2)))
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_tokens_are_timed_where_padding_takes_no_time(monkeypatch: pytest.MonkeyPatch, ragged: bool) -> None:
+    """Else fewer of them would seem slower, and the budget would shrink for nothing."""
+    monkeypatch.setattr(engine_module, "make_decoder", lambda *_, **__: SimpleNamespace(card=CARD, ragged=ragged))
+    engine = make_engine(max_step_tokens=128)
+    engine.add(ask("a", tuple(place % VOCAB_SIZE for place in range(100))))
+    run(engine)
+    assert (engine._token_s is not None) is ragged
+
+
+def test_a_cache_taken_unasked_keeps_to_the_memory_granted() -> None:
+    own_bytes = psutil.Process().memory_info().rss
+    sizes = [make_engine(kv_bytes=None, max_running=4096, max_step_tokens=4096, host_memory_bytes=own_bytes + spare).info() for spare in (2**23, 2**24)]
+    assert all(info.cache_bytes <= spare // 8 for info, spare in zip(sizes, (2**23 * 2, 2**24 * 2), strict=True))
+    assert sizes[0].num_pages < sizes[1].num_pages
 
 
 def _noted(plan: Any, plans: list[int]) -> Any:

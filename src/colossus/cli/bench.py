@@ -63,7 +63,7 @@ class Slo(click.ParamType[Any]):
         return found
 
 
-class Result(click.ParamType):
+class Result(click.ParamType[Any]):
     """NAME=FILE: a result that ``--json`` printed."""
 
     name = "result"

@@ -44,6 +44,7 @@ class Crew {
   }
 
  private:
+  // Spins for a few microseconds only: the host, a server and its clients may be on the same cores.
   static void pause(long spins) {
     if (spins > 64) return std::this_thread::yield();
 #if defined(__x86_64__)
